@@ -1,0 +1,46 @@
+"""What is asked of a model, and what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+CHARS_PER_TOKEN = 4
+"""How many characters one token is taken for where nobody counted (X41)."""
+
+
+class Operation(Enum):
+    """An OpenAI inference operation; the value is its path below the API's root."""
+
+    CHAT = "/v1/chat/completions"
+    COMPLETION = "/v1/completions"
+    EMBEDDING = "/v1/embeddings"
+
+    @property
+    def path(self) -> str:
+        """The request path on an OpenAI-compatible server."""
+        return self.value
+
+    @property
+    def streams(self) -> bool:
+        """Whether the API knows a streamed form of it."""
+        return self is not Operation.EMBEDDING
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one request. `estimated`: the backend didn't say, so we counted."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    estimated: bool = False
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+def estimate_tokens(chars: int) -> int:
+    """Tokens in a text of *chars* characters, rounded up (X41)."""
+    return -(-chars // CHARS_PER_TOKEN)

@@ -1,0 +1,135 @@
+"""Every error Headrace raises on purpose, drawn once.
+
+    HeadraceError
+    ├── ConfigError                 the settings are wrong; nothing was started
+    ├── StartupError                something the start needs is not to be had (port, model, disk)
+    └── RequestError                one request can't be answered; the service goes on
+        ├── InvalidRequest          400  the request is wrong, `param` says where
+        │   ├── BodyTooLarge        413
+        │   ├── UnsupportedMedia    415
+        │   └── HeadersTooLarge     431
+        ├── Unauthenticated         401
+        ├── Forbidden               403
+        ├── NotFound                404
+        │   └── ModelNotFound       404
+        ├── MethodNotAllowed        405
+        ├── RequestTimeout          408  the client was too slow to send
+        ├── UpstreamRefused         4xx  the backend refused this very request
+        ├── Unavailable             503  try again later, `retry_after_s` says when
+        ├── UpstreamFailed          502  the backend broke
+        ├── UpstreamTimeout         504  the backend was too slow
+        └── Internal                500  our own fault; the client is told nothing more
+
+The status beside a name is what `gateway/problems.py` makes of it; nothing below the gateway knows about HTTP statuses,
+except `UpstreamRefused`, which carries the backend's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class HeadraceError(Exception):
+    """Base of all. The message is one sentence for a person, and says what to do about it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class ConfigError(HeadraceError):
+    """The settings are wrong; nothing was started."""
+
+
+class StartupError(HeadraceError):
+    """Something that the start needs isn't to be had: a port, a model, disk space, the network."""
+
+
+class RequestError(HeadraceError):
+    """One request can't be answered; others are not affected."""
+
+
+class InvalidRequest(RequestError):
+    """The request is wrong; sending it again unchanged will fail again."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body is over the limit; the rest of it was not read."""
+
+
+class UnsupportedMedia(InvalidRequest):
+    """The body's type or encoding is not one that we read."""
+
+
+class HeadersTooLarge(InvalidRequest):
+    """The request's line and headers are over the limit."""
+
+
+class Unauthenticated(RequestError):
+    """No key, or not a valid one."""
+
+
+class Forbidden(RequestError):
+    """The key is valid and may not do this."""
+
+
+class NotFound(RequestError):
+    """There is nothing at this path."""
+
+
+class ModelNotFound(NotFound):
+    """No backend has ever offered this model; `near` lists names that look like it."""
+
+    def __init__(self, model: str, near: Sequence[str] = ()) -> None:
+        hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+        super().__init__(f"The model {model!r} does not exist or you do not have access to it.{hint}")
+        self.model = model
+        self.near = tuple(near)
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists and doesn't take this method; `allowed` lists those it takes."""
+
+    def __init__(self, message: str, *, allowed: Sequence[str]) -> None:
+        super().__init__(message)
+        self.allowed = tuple(allowed)
+
+
+class RequestTimeout(RequestError):
+    """The client took too long to send its request."""
+
+
+class UpstreamRefused(RequestError):
+    """The backend refused this very request (a 4xx of its own about the request, not about our access to it)."""
+
+    def __init__(self, message: str, *, status: int, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
+
+
+class Unavailable(RequestError):
+    """Nothing can take the request now; nothing was executed. `retry_after_s`: seconds, when known."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.code = code
+
+
+class UpstreamFailed(RequestError):
+    """The backend broke, perhaps after it began; what it produced is charged."""
+
+
+class UpstreamTimeout(RequestError):
+    """The backend was too slow; it was told to stop."""
+
+
+class Internal(RequestError):
+    """Our own fault. The client is told nothing but the request id; the log has the rest."""

@@ -1,0 +1,89 @@
+"""The seam between deciding and moving bytes: the control plane grants, the stream plane carries out.
+
+All calls return at once, whether the control plane is in this process or behind a socket.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from headrace.domain.access import Principal
+from headrace.domain.inference import Operation, Usage
+from headrace.kernel.errors import RequestError
+from headrace.ports.connector import Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request for a place. `estimated_tokens`: prompt, and the most that may be produced."""
+
+    request_id: str
+    principal: Principal
+    operation: Operation
+    model: str
+    estimated_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Permission to run one request once, on one node. Hold it until `ControlPlane.finish`.
+
+    target: id of the node, for which the stream plane has a connector.
+    model: the name under which that node knows the model.
+    executions: how many times the request was granted so far, this time included.
+    """
+
+    ask: Ask
+    target: str
+    model: str
+    executions: int = 1
+
+
+class Ending(StrEnum):
+    """How a granted request ended."""
+
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"  # the client left
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a grant. `usage`: what is to be charged."""
+
+    ending: Ending
+    usage: Usage
+    status: int = 200
+
+
+class Admission(Protocol):
+    """The one who asked. Exactly one of the two is called, once, perhaps before `admit` returns."""
+
+    def granted(self, grant: Grant) -> None:
+        """Go ahead; whoever gets a grant owes a `finish` or a `retry`."""
+
+    def refused(self, refusal: RequestError) -> None:
+        """It won't be granted; nothing is held."""
+
+
+class Waiting(Protocol):
+    """The handle of one who waits for a place."""
+
+    def withdraw(self) -> None:
+        """Stop waiting: nothing is told afterwards, and a grant that crosses on the way is finished. Idempotent."""
+
+
+class ControlPlane(Protocol):
+    """Who may run what, where and when."""
+
+    def admit(self, ask: Ask, told: Admission) -> Waiting:
+        """Ask for a place; waits in the one queue, for a bounded time, when there is none."""
+
+    def retry(self, grant: Grant, failure: Failure, told: Admission) -> Waiting:
+        """Give the grant's slot back because of *failure* and ask for another place; may queue again. The grant is
+        spent: don't finish it. Refused when no further execution is allowed."""
+
+    def finish(self, grant: Grant, outcome: Outcome) -> None:
+        """Settle and record the request and free its slot. Idempotent."""
