@@ -31,13 +31,18 @@ class Timeouts:
 class UpstreamRequest:
     """One request to a backend. `path` is below the backend's base URL and begins with a slash; `headers` have no
     hop-by-hop ones, no `host`, no `content-length` and no credentials: those are the connector's.
+
+    timeouts: None leaves them to the connector.
+    stoppable: False where the backend runs it to the end whether or not we listen, so that after a cancel its answer is
+    read and dropped, with the time-outs still on, and the last call comes when it has ended.
     """
 
     method: str
     path: str
     headers: Headers = field(default_factory=list)
     body: bytes = b""
-    timeouts: Timeouts = field(default_factory=Timeouts)
+    timeouts: Timeouts | None = None
+    stoppable: bool = True
 
 
 @dataclass(frozen=True, slots=True)

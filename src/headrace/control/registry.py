@@ -1,0 +1,79 @@
+"""What backends there are, and where each stands (C12, C13). Memory is the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from headrace.domain.fleet import ModelInfo, Node, NodeState
+
+
+class Registry:
+    """The nodes, by id. One writer each: whoever put a node here reports on it; placement only reads.
+
+    `on_change` is called with the node's id after each change.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, Node] = {}
+        self._by_model: dict[str, tuple[Node, ...]] = {}
+        self._listeners: list[Callable[[str], None]] = []
+
+    def on_change(self, listener: Callable[[str], None]) -> None:
+        """Call *listener* with the id of every node that is put, changed or removed from now on."""
+        self._listeners.append(listener)
+
+    def upsert(self, node: Node) -> None:
+        """Put *node* here, in the place of the one with its id."""
+        if self._nodes.get(node.id) != node:
+            self._nodes[node.id] = node
+            self._changed(node.id)
+
+    def update(
+        self,
+        node_id: str,
+        state: NodeState,
+        detail: str = "",
+        *,
+        models: Iterable[ModelInfo] | None = None,
+        ready_in_s: float | None = None,
+    ) -> None:
+        """Report where the node stands; *models* None leaves those it has. Nothing happens when it was removed."""
+        node = self._nodes.get(node_id)
+        if node is not None:
+            kept = node.models if models is None else tuple(models)
+            self.upsert(replace(node, state=state, detail=detail, models=kept, ready_in_s=ready_in_s))
+
+    def remove(self, node_id: str) -> None:
+        """Forget the node; nothing happens when it isn't there."""
+        if self._nodes.pop(node_id, None) is not None:
+            self._changed(node_id)
+
+    def get(self, node_id: str) -> Node | None:
+        """The node, or None."""
+        return self._nodes.get(node_id)
+
+    def nodes(self) -> list[Node]:
+        """All nodes, in the order in which they came."""
+        return list(self._nodes.values())
+
+    def holders(self, model: str) -> tuple[Node, ...]:
+        """The nodes that have *model*, in whatever state; empty when nobody has."""
+        return self._by_model.get(model, ())
+
+    def models(self) -> list[ModelInfo]:
+        """Every model that some node has, each once, by name. A failed node's models are listed too."""
+        first: dict[str, ModelInfo] = {}
+        for node in self._nodes.values():
+            for info in node.models:
+                first.setdefault(info.id, info)
+        return [first[name] for name in sorted(first)]
+
+    def _changed(self, node_id: str) -> None:
+        holders: dict[str, list[Node]] = {}
+        for node in self._nodes.values():
+            for info in node.models:
+                holders.setdefault(info.id, []).append(node)
+        self._by_model = {model: tuple(nodes) for model, nodes in holders.items()}
+        for listener in self._listeners:
+            listener(node_id)

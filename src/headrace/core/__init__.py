@@ -1,0 +1,1 @@
+"""Floor 4: the use cases. How one request becomes one answer: tried, metered, assembled, cancelled."""

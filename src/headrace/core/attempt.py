@@ -1,0 +1,245 @@
+"""One execution of a request on one backend: the sink at the end of its exchange."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Protocol
+
+import msgspec
+
+from headrace.core.assembling import Assembler
+from headrace.core.metering import StreamMeter, meter_whole, usage_member, usage_of
+from headrace.domain.inference import Usage
+from headrace.kernel.errors import InvalidRequest, RequestError, UpstreamFailed, UpstreamRefused
+from headrace.ports.connector import Busy, Exchange, Failure, Headers, Lost, NotSent, Sink
+from headrace.wire.openai import InferenceBody, read_error
+from headrace.wire.sse import EventSplitter, EventTooLarge, data_of, events
+
+MAX_ERROR_BYTES = 64 * 1024
+MAX_WHOLE_BYTES = 256 * 1024 * 1024
+_JSON = b"application/json"
+_EVENT_STREAM = b"text/event-stream"
+_REFUSED_STATUSES = frozenset({400, 404, 405, 409, 413, 414, 415, 422})
+_OUR_KEY_STATUSES = frozenset({401, 402, 403, 407})
+
+
+class Told(Protocol):
+    """The call that an attempt belongs to."""
+
+    def answering(self, content_type: bytes) -> None:
+        """The first of the answer is here; from now on there's no other attempt."""
+
+    def passed(self, chunk: bytes) -> None:
+        """Some of the answer, after `answering`."""
+
+    def completed(self, usage: Usage) -> None:
+        """All of the answer was passed on, and the exchange has ended."""
+
+    def failed(self, failure: Failure, usage: Usage) -> None:
+        """The exchange has ended without a full answer."""
+
+    def rejected(self, error: RequestError, usage: Usage) -> None:
+        """The backend refused the request itself; another would too."""
+
+
+class Attempt(Sink):
+    """Reads a backend's answer. What the status means, and what makes an answer complete, is decided here, once.
+
+    `exchange` is set right after `Connector.start`, before anything is told.
+    """
+
+    exchange: Exchange
+
+    def __init__(self, told: Told, body: InferenceBody) -> None:
+        self._told = told
+        self._body = body
+        self._status = 0
+        self._retry_after_s: float | None = None
+        self._collected = bytearray()
+        self._verdict: Failure | None = None
+
+    @property
+    def usage(self) -> Usage:
+        """What this attempt used so far."""
+        return Usage(self._body.prompt_tokens if self._status == 200 else 0, 0, estimated=True)
+
+    def head(self, status: int, headers: Headers) -> None:
+        """Note the status; an answer of another type than was asked for is a failure."""
+        self._status = status
+        fields = dict(headers)
+        self._retry_after_s = _seconds(fields.get(b"retry-after"))
+        content_type = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if status == 200 and content_type not in self._accepted_types():
+            self._give_up(
+                f"The backend answered with {content_type.decode('latin-1')[:80] or 'no content type'}."
+            )
+
+    def data(self, chunk: bytes) -> None:
+        """Pass it on, or collect it where it is an error's body."""
+        if self._verdict is not None:
+            return
+        if self._status == 200:
+            self._take(chunk)
+        elif len(self._collected) < MAX_ERROR_BYTES:
+            self._collected += chunk
+
+    def end(self) -> None:
+        """The backend has finished: pass on the rest, or what its refusal means."""
+        if self._verdict is not None:
+            self._told.failed(self._verdict, self.usage)
+        elif self._status == 200:
+            self._finish()
+        else:
+            self._judge()
+
+    def fail(self, failure: Failure) -> None:
+        """The exchange broke; our own verdict goes first where there is one."""
+        self._told.failed(self._verdict or failure, self.usage)
+
+    def _accepted_types(self) -> tuple[bytes, ...]:
+        return (_JSON,)
+
+    @abstractmethod
+    def _take(self, chunk: bytes) -> None:
+        """Some of the body of a 200."""
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """The body of a 200 is complete."""
+
+    def _give_up(self, reason: str) -> None:
+        """This can't become an answer: stop the backend, and say so when it has stopped."""
+        self._verdict = Lost(reason)
+        self.exchange.cancel()
+
+    def _judge(self) -> None:
+        """What a status other than 200 means."""
+        message, code, param = read_error(bytes(self._collected))
+        reason = f"The backend answered {self._status}" + (f": {message}" if message else ".")
+        if self._status == 501:
+            self._told.rejected(
+                InvalidRequest(message or "The model doesn't support this operation.", code="unsupported"),
+                self.usage,
+            )
+        elif self._status in _REFUSED_STATUSES:
+            refusal = UpstreamRefused(message or reason, status=self._status, param=param, code=code)
+            self._told.rejected(refusal, self.usage)
+        elif self._status == 429:
+            self._told.failed(Busy(reason, self._retry_after_s), self.usage)
+        elif self._status in _OUR_KEY_STATUSES:
+            # The backend's word on *our* key is not for the client; and its text may hold part of that key.
+            self._told.failed(NotSent(f"The backend refused our credentials ({self._status})."), self.usage)
+        else:
+            self._told.failed(Lost(reason), self.usage)
+
+
+class StreamAttempt(Attempt):
+    """A streamed answer for a client that asked for a stream."""
+
+    def __init__(self, told: Told, body: InferenceBody) -> None:
+        super().__init__(told, body)
+        self._splitter = EventSplitter()
+        self._meter = StreamMeter(ask_usage=body.include_usage, prompt_tokens=body.prompt_tokens)
+        self._answering = False
+
+    @property
+    def usage(self) -> Usage:
+        """What the backend reported, or was counted."""
+        return self._meter.usage if self._status == 200 else super().usage
+
+    def _accepted_types(self) -> tuple[bytes, ...]:
+        return (_EVENT_STREAM,)
+
+    def _take(self, chunk: bytes) -> None:
+        try:
+            block = self._splitter.feed(chunk)
+            if block:
+                self._pass(self._meter.feed(block))
+        except EventTooLarge:
+            self._give_up("The backend sent an event that is too large.")
+        except UpstreamFailed as error:
+            self._give_up(error.message)
+
+    def _finish(self) -> None:
+        self._take(self._splitter.finish())
+        if self._verdict is not None:
+            self._told.failed(self._verdict, self.usage)
+        elif not self._answering:
+            self._told.failed(Lost("The backend ended its answer without a single event."), self.usage)
+        else:
+            self._pass(self._meter.finish())
+            self._told.completed(self.usage)
+
+    def _pass(self, block: bytes) -> None:
+        if not block:
+            return
+        if not self._answering:
+            self._answering = True
+            self._told.answering(_EVENT_STREAM)
+        self._told.passed(block)
+
+
+class WholeAttempt(Attempt):
+    """A whole answer as the backend gives it."""
+
+    def _take(self, chunk: bytes) -> None:
+        self._collected += chunk
+        if len(self._collected) > MAX_WHOLE_BYTES:
+            self._give_up("The backend's answer is too large.")
+
+    def _finish(self) -> None:
+        try:
+            answer, usage = meter_whole(bytes(self._collected), prompt_tokens=self._body.prompt_tokens)
+        except UpstreamFailed as error:
+            self._told.failed(Lost(error.message), self.usage)
+            return
+        self._told.answering(_JSON)
+        self._told.passed(answer)
+        self._told.completed(usage)
+
+
+class AssembledAttempt(StreamAttempt):
+    """A whole answer put together from a stream, for a backend that only stops a streamed request."""
+
+    def __init__(self, told: Told, body: InferenceBody) -> None:
+        super().__init__(told, body)
+        self._assembler = Assembler()
+        self._size = 0
+        self._meter = StreamMeter(ask_usage=True, prompt_tokens=body.prompt_tokens)
+
+    def _pass(self, block: bytes) -> None:
+        self._answering = True
+        self._size += len(block)
+        if self._size > MAX_WHOLE_BYTES:
+            self._give_up("The backend's answer is too large.")
+            return
+        for event in events(block):
+            data = data_of(event)
+            if data is not None and data != b"[DONE]":
+                self._add(data)
+
+    def _add(self, data: bytes) -> None:
+        try:
+            self._assembler.add(_decode(data))
+        except (msgspec.DecodeError, RecursionError, AttributeError, TypeError):
+            raise UpstreamFailed("The backend sent a chunk of an unknown shape.") from None
+
+    def _finish(self) -> None:
+        self._take(self._splitter.finish() + self._meter.finish())
+        if self._verdict is not None or not self._answering:
+            self._told.failed(self._verdict or Lost("The backend ended without an answer."), self.usage)
+            return
+        answer = self._assembler.whole()
+        usage = usage_of(answer, self.usage)
+        if usage.estimated:
+            answer["usage"] = usage_member(usage)
+        self._told.answering(_JSON)
+        self._told.passed(msgspec.json.encode(answer))
+        self._told.completed(usage)
+
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def _seconds(value: bytes | None) -> float | None:
+    return float(value) if value is not None and value.isdigit() and len(value) < 9 else None

@@ -1,0 +1,112 @@
+"""The open port: accepts connections, and closes down in order."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import time
+from email.utils import formatdate
+from functools import partial
+
+from starlette.types import ASGIApp
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from headrace.gateway.protocol import ConnectionLimits, GatewayProtocol
+from headrace.kernel.aio import Tasks
+from headrace.kernel.errors import StartupError
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket on *host* and *port* (0: any free one).
+
+    Raises:
+        StartupError: the port is taken, or the address isn't ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(4096)
+    except (OSError, OverflowError) as error:
+        listening.close()
+        raise StartupError(_bind_failure(host, port, error)) from None
+    listening.setblocking(False)
+    return listening
+
+
+class Listener:
+    """Serves an ASGI application on one socket."""
+
+    def __init__(
+        self, app: ASGIApp, listening: socket.socket, limits: ConnectionLimits, keep_alive_s: float
+    ) -> None:
+        self._socket = listening
+        self._limits = limits
+        self._config = Config(
+            app,
+            interface="asgi3",
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=max(1, round(keep_alive_s)),
+        )
+        self._state = ServerState()
+        self._tasks = Tasks()
+        self._server: asyncio.AbstractServer | None = None
+
+    @property
+    def connections(self) -> int:
+        """Clients that are connected now."""
+        return len(self._state.connections)
+
+    async def start(self) -> None:
+        """Accept connections from now on."""
+        self._config.load()
+        self._tasks.spawn(self._date(), name="date header")
+        loop = asyncio.get_running_loop()
+        protocol = partial(GatewayProtocol, self._config, self._state, {}, self._limits)
+        self._server = await loop.create_server(protocol, sock=self._socket, backlog=4096)
+
+    def stop_accepting(self) -> None:
+        """Take no new connections, close idle ones; running requests go on, each the last on its connection."""
+        if self._server is not None:
+            self._server.close()
+        for connection in tuple(self._state.connections):
+            connection.shutdown()
+
+    async def drained(self) -> None:
+        """Wait until the last running request has been answered."""
+        while self._state.tasks:
+            await asyncio.wait(tuple(self._state.tasks))
+
+    async def close(self) -> None:
+        """Cut what is still open."""
+        self.stop_accepting()
+        for task in tuple(self._state.tasks):
+            task.cancel()
+        await asyncio.gather(*self._state.tasks, return_exceptions=True)
+        for connection in tuple(self._state.connections):
+            connection.transport.abort()
+        await self._tasks.close()
+        self._socket.close()
+
+    async def _date(self) -> None:
+        """Keep the header `date` of all responses right."""
+        while True:
+            now = time.time()
+            self._state.default_headers = [(b"date", formatdate(now, usegmt=True).encode())]
+            await asyncio.sleep(1.0 - now % 1.0)
+
+
+def _bind_failure(host: str, port: int, error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    if number == errno.EADDRINUSE:
+        return f"Port {port} on {host} is taken: another headrace may be running. Choose another with --port."
+    if number == errno.EACCES:
+        return f"Port {port} needs more rights than this user has: choose one above 1023 with --port."
+    return f"Can't listen on {host} port {port}: {getattr(error, 'strerror', None) or error}."

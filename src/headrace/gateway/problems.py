@@ -1,0 +1,72 @@
+"""The one map from errors to HTTP: status, envelope, headers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from headrace.kernel import errors
+from headrace.kernel.errors import RequestError
+from headrace.wire.openai import error_envelope
+
+_KINDS: list[tuple[type[RequestError], int, str, str | None]] = [
+    (errors.BodyTooLarge, 413, "invalid_request_error", "request_too_large"),
+    (errors.UnsupportedMedia, 415, "invalid_request_error", "unsupported_media_type"),
+    (errors.HeadersTooLarge, 431, "invalid_request_error", "headers_too_large"),
+    (errors.InvalidRequest, 400, "invalid_request_error", None),
+    (errors.Unauthenticated, 401, "invalid_request_error", "invalid_api_key"),
+    (errors.Forbidden, 403, "permission_error", "forbidden"),
+    (errors.ModelNotFound, 404, "invalid_request_error", "model_not_found"),
+    (errors.NotFound, 404, "invalid_request_error", "not_found"),
+    (errors.MethodNotAllowed, 405, "invalid_request_error", "method_not_allowed"),
+    (errors.RequestTimeout, 408, "invalid_request_error", "request_timeout"),
+    (errors.UpstreamFailed, 502, "api_error", "upstream_failed"),
+    (errors.UpstreamTimeout, 504, "api_error", "upstream_timeout"),
+    (errors.Unavailable, 503, "api_error", "unavailable"),
+    (errors.Internal, 500, "api_error", "internal_error"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An error as HTTP says it. `closes`: the connection can't be used afterwards."""
+
+    status: int
+    body: bytes
+    headers: Mapping[bytes, bytes] = field(default_factory=dict)
+    closes: bool = False
+
+
+def problem(error: RequestError) -> Problem:
+    """What the client gets for *error*."""
+    if isinstance(error, errors.UpstreamRefused):
+        type_ = "invalid_request_error"
+        body = error_envelope(error.message, type_=type_, param=error.param, code=error.code)
+        return Problem(error.status, body)
+    status, type_, default_code = _kind(error)
+    param = getattr(error, "param", None) or ("model" if isinstance(error, errors.ModelNotFound) else None)
+    code = getattr(error, "code", None) or default_code
+    return Problem(
+        status,
+        error_envelope(error.message, type_=type_, param=param, code=code),
+        _headers(error),
+        closes=isinstance(error, errors.BodyTooLarge | errors.HeadersTooLarge | errors.RequestTimeout),
+    )
+
+
+def _kind(error: RequestError) -> tuple[int, str, str | None]:
+    for kind, status, type_, code in _KINDS:
+        if isinstance(error, kind):
+            return status, type_, code
+    raise AssertionError(f"no status for {type(error).__name__}")
+
+
+def _headers(error: RequestError) -> dict[bytes, bytes]:
+    if isinstance(error, errors.Unavailable) and error.retry_after_s is not None:
+        return {b"retry-after": str(math.ceil(error.retry_after_s)).encode()}
+    if isinstance(error, errors.MethodNotAllowed):
+        return {b"allow": ", ".join(error.allowed).encode()}
+    if isinstance(error, errors.Unauthenticated):
+        return {b"www-authenticate": b"Bearer"}
+    return {}

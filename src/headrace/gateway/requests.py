@@ -1,0 +1,67 @@
+"""Reading a request's body within its bounds."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from headrace.kernel.errors import BodyTooLarge, RequestError, RequestTimeout, UnsupportedMedia
+from headrace.kernel.units import format_bytes
+
+
+class ClientGone(Exception):
+    """The client left before its request was complete; there's nobody to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """How large a body may be, and how many seconds it may take to arrive."""
+
+    max_bytes: int = 10 * 1024 * 1024
+    time_s: float = 30.0
+
+
+async def read_json_body(request: Request, limits: BodyLimits) -> bytes:
+    """The body of a request that sends JSON.
+
+    Raises:
+        UnsupportedMedia: it says that it is something else, or compressed.
+        BodyTooLarge: over the limit; the rest was not read.
+        RequestTimeout: it didn't arrive in time.
+        ClientGone: the client left.
+    """
+    media = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media != "application/json" and not media.endswith("+json"):
+        raise UnsupportedMedia(f"Send the body as application/json, not {media[:80]!r}.")
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise UnsupportedMedia("Send the body uncompressed (no Content-Encoding).")
+    if int(request.headers.get("content-length", "0")) > limits.max_bytes:
+        raise _too_large(limits)
+    try:
+        async with asyncio.timeout(limits.time_s):
+            return await _receive_all(request, limits)
+    except TimeoutError:
+        raise RequestTimeout(f"The body didn't arrive within {limits.time_s:g} s.") from None
+
+
+async def _receive_all(request: Request, limits: BodyLimits) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        part = message.get("body", b"")
+        more = message.get("more_body", False)
+        size += len(part)
+        if size > limits.max_bytes:
+            raise _too_large(limits)
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_large(limits: BodyLimits) -> RequestError:
+    return BodyTooLarge(f"The body is over the limit of {format_bytes(limits.max_bytes)}.")

@@ -1,0 +1,78 @@
+"""The OpenAI inference paths, as ASGI routes."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from headrace.control.access import KeyRing, read_key
+from headrace.core.inference import Inference, InferenceCall
+from headrace.domain.inference import Operation
+from headrace.gateway.answer import PulledAnswer
+from headrace.gateway.problems import problem
+from headrace.gateway.requests import BodyLimits, ClientGone, read_json_body
+from headrace.gateway.responses import send_head, send_problem
+from headrace.wire.openai import decode_request
+
+
+class InferenceRoute:
+    """Answers one inference operation: who asks, what for, and then bytes until the end. An ASGI application."""
+
+    def __init__(
+        self,
+        operation: Operation,
+        keys: KeyRing,
+        inference: Inference,
+        limits: BodyLimits,
+        default_model: str = "",
+    ) -> None:
+        self._operation = operation
+        self._keys = keys
+        self._inference = inference
+        self._limits = limits
+        self._default_model = default_model
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        request = Request(scope, receive)
+        principal = self._keys.authenticate(read_key(scope["headers"]))
+        try:
+            raw_body = await read_json_body(request, self._limits)
+        except ClientGone:
+            return
+        body = decode_request(self._operation, raw_body, self._default_model)
+        answer = PulledAnswer()
+        call = self._inference.start(scope["state"]["request_id"], principal, body, answer)
+        try:
+            answer.attach(call)
+            async with asyncio.TaskGroup() as group:
+                pump = group.create_task(_pump(answer, send))
+                group.create_task(_watch(receive, call, pump))
+        finally:
+            call.cancel()
+
+
+async def _watch(receive: Receive, call: InferenceCall, pump: asyncio.Task[None]) -> None:
+    """Cancel everything as soon as the client is gone. ASGI says so after the response, too: then it means nothing."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    call.cancel()
+    pump.cancel()
+
+
+async def _pump(answer: PulledAnswer, send: Send) -> None:
+    await answer.begin()
+    if answer.content_type is None:
+        assert answer.error is not None, "an answer without a head has failed"
+        await send_problem(send, problem(answer.error))
+        return
+    await send_head(send, 200, {b"content-type": answer.content_type, **_STREAM_HEADERS})
+    more = True
+    while more:
+        block, more = await answer.pull()
+        await send({"type": "http.response.body", "body": block, "more_body": more})
+
+
+_STREAM_HEADERS = {b"cache-control": b"no-cache", b"x-accel-buffering": b"no"}

@@ -1,0 +1,41 @@
+"""`/v1/models`: every model that some backend has, loaded or not."""
+
+from __future__ import annotations
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from headrace.control.access import KeyRing, read_key
+from headrace.control.registry import Registry
+from headrace.domain.fleet import near_names
+from headrace.kernel.errors import ModelNotFound
+from headrace.wire.openai import model_object
+
+
+class ModelRoutes:
+    """The list of models, and one of them."""
+
+    def __init__(self, keys: KeyRing, registry: Registry) -> None:
+        self._keys = keys
+        self._registry = registry
+
+    async def listing(self, request: Request) -> Response:
+        """GET /v1/models"""
+        self._keys.authenticate(read_key(request.scope["headers"]))
+        models = [model_object(info.id, info.created, info.owned_by) for info in self._registry.models()]
+        return _json({"object": "list", "data": models})
+
+    async def one(self, request: Request) -> Response:
+        """GET /v1/models/{model}; the name may have slashes."""
+        self._keys.authenticate(read_key(request.scope["headers"]))
+        name = request.path_params["model"]
+        models = {info.id: info for info in self._registry.models()}
+        if name not in models:
+            raise ModelNotFound(name, near_names(name, models))
+        info = models[name]
+        return _json(model_object(info.id, info.created, info.owned_by))
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")
