@@ -14,7 +14,8 @@ from headrace.kernel.errors import ModelNotFound, RequestError, Unavailable, Ups
 from headrace.ports.connector import Busy, Failure, Lost, NotSent
 from headrace.ports.control import Admission, Ask, ControlPlane, Ending, Grant, Outcome, Waiting
 
-MAX_EXECUTIONS = 3
+BUSY_PAUSE_S = 1.0
+"""How long a backend that said it is busy is left alone by the request it refused, where it named no time itself."""
 
 
 @dataclass(slots=True)
@@ -26,18 +27,19 @@ class _Entry(Waiting):
     plane: LocalControlPlane
     executions: int = 0
     failed_on: set[str] = field(default_factory=set)  # never again for this request
-    busy_on: set[str] = field(default_factory=set)  # not before that node changes or frees a slot
+    busy_until: dict[str, float] = field(default_factory=dict)  # node id → not before this, monotonic clock
+    deadline: float = 0.0  # on the monotonic clock
     timer: Timer | None = None
-    waits: bool = True
 
     def withdraw(self) -> None:
         """Stop waiting."""
         self.plane.withdraw(self)
 
-    @property
-    def avoid(self) -> set[str]:
-        """Nodes that this request isn't sent to now."""
-        return self.failed_on | self.busy_on if self.busy_on else self.failed_on
+    def avoid(self, now: float) -> set[str]:
+        """Nodes that this request isn't sent to at *now*."""
+        if not self.busy_until:
+            return self.failed_on
+        return self.failed_on | {node_id for node_id, until in self.busy_until.items() if now < until}
 
 
 @dataclass(slots=True)
@@ -89,30 +91,30 @@ class LocalControlPlane(ControlPlane):
 
     def admit(self, ask: Ask, told: Admission) -> Waiting:
         """Grant at once where a slot is free and nobody waits for the model; else queue, or refuse."""
-        entry = _Entry(ask, told, self)
+        entry = _Entry(ask, told, self, deadline=self._clock.monotonic() + self._queue_wait_s)
         self._place(entry)
         return entry
 
     def retry(self, grant: Grant, failure: Failure, told: Admission) -> Waiting:
         """Another place for a request whose execution came to nothing, where that is free of risk (decision 5)."""
         running = self._running.pop(grant.ask.request_id, None)
-        entry = running[1] if running else _Entry(grant.ask, told, self, executions=grant.executions)
+        if running is None:
+            return _Entry(grant.ask, told, self)
+        entry = running[1]
         entry.told = told
-        entry.waits = True
-        if running:
-            self._release(grant.target)
+        self._release(grant.target)
+        self._drain_after(grant.target)
         if isinstance(failure, Busy):
-            entry.busy_on.add(grant.target)
+            self._leave_alone(entry, grant.target, failure.retry_after_s or BUSY_PAUSE_S)
         else:
             entry.failed_on.add(grant.target)
         if isinstance(failure, NotSent):
             self.on_unreachable(grant.target, failure.reason)
-        if (refusal := self._no_more(entry, grant, failure)) is not None:
-            self._record(Ending.FAILED)
+        refusal = self._no_more(entry, grant, failure)
+        if refusal is not None:
             self._refuse(entry, refusal)
         else:
             self._place(entry)
-        self._drain_all_after(grant.target)
         return entry
 
     def finish(self, grant: Grant, outcome: Outcome) -> None:
@@ -123,13 +125,12 @@ class LocalControlPlane(ControlPlane):
         self.totals.completion_tokens += outcome.usage.completion_tokens
         self._record(outcome.ending)
         self._release(grant.target)
-        self._drain_all_after(grant.target)
+        self._drain_after(grant.target)
 
     def withdraw(self, entry: _Entry) -> None:
         """Take *entry* out of the queue; nothing happens when it isn't in it."""
-        if entry.waits and entry.timer is not None:
+        if entry.timer is not None:
             self._unqueue(entry)
-            entry.waits = False
             self._record(Ending.CANCELLED)
 
     def _place(self, entry: _Entry) -> None:
@@ -156,14 +157,14 @@ class LocalControlPlane(ControlPlane):
     def _grant(self, entry: _Entry) -> bool:
         """Give *entry* a free slot and tell it; False when there is none for it."""
         model = entry.ask.model
-        node = choose(self._registry.holders(model), self._busy, self._last.get(model), entry.avoid)
+        avoid = entry.avoid(self._clock.monotonic())
+        node = choose(self._registry.holders(model), self._busy, self._last.get(model), avoid)
         if node is None:
             return False
         self._last[model] = node.id
         self._busy[node.id] += 1
         self.totals.executions += 1
         entry.executions += 1
-        entry.waits = False
         grant = Grant(entry.ask, target=node.id, model=model, executions=entry.executions)
         self._running[entry.ask.request_id] = (grant, entry)
         entry.told.granted(grant)
@@ -173,7 +174,8 @@ class LocalControlPlane(ControlPlane):
         if self._waiting >= self._queue_size:
             self._refuse(entry, Unavailable("The queue is full.", retry_after_s=1.0, code="queue_full"))
             return
-        entry.timer = self._clock.call_later(self._queue_wait_s, lambda: self._expired(entry))
+        left_s = max(0.0, entry.deadline - self._clock.monotonic())
+        entry.timer = self._clock.call_later(left_s, lambda: self._expired(entry))
         self._queues.setdefault(entry.ask.model, deque()).append(entry)
         self._waiting += 1
 
@@ -202,8 +204,13 @@ class LocalControlPlane(ControlPlane):
         )
 
     def _refuse(self, entry: _Entry, refusal: RequestError) -> None:
-        entry.waits = False
+        self._record(Ending.FAILED)
         entry.told.refused(refusal)
+
+    def _leave_alone(self, entry: _Entry, node_id: str, pause_s: float) -> None:
+        """Don't send *entry* to a node that refused it, for a while: a node's word that it is full may be news to us."""
+        entry.busy_until[node_id] = self._clock.monotonic() + pause_s
+        self._clock.call_later(pause_s, lambda: self._drain(entry.ask.model))
 
     def _no_more(self, entry: _Entry, grant: Grant, failure: Failure) -> RequestError | None:
         """Why the request isn't tried again after *failure*; None when it is."""
@@ -211,12 +218,7 @@ class LocalControlPlane(ControlPlane):
             if failure.timed_out:
                 return UpstreamTimeout(f"The backend {grant.target!r} was too slow. {failure.reason}")
             return UpstreamFailed(f"The backend {grant.target!r} failed. {failure.reason}")
-        left = [node for node in self._registry.holders(grant.ask.model) if node.id not in entry.failed_on]
-        if entry.executions >= MAX_EXECUTIONS or not left:
-            if isinstance(failure, Busy):
-                return Unavailable(
-                    failure.reason, retry_after_s=failure.retry_after_s or 1.0, code="backend_busy"
-                )
+        if all(node.id in entry.failed_on for node in self._registry.holders(grant.ask.model)):
             return UpstreamFailed(f"The backend {grant.target!r} could not be used. {failure.reason}")
         return None
 
@@ -228,30 +230,28 @@ class LocalControlPlane(ControlPlane):
     def _record(self, ending: Ending) -> None:
         self.totals.requests[ending] += 1
 
-    def _drain_all_after(self, node_id: str) -> None:
+    def _drain_after(self, node_id: str) -> None:
         """A slot of the node is free: the models that it holds may go on."""
-        if self._waiting:
-            node = self._registry.get(node_id)
-            for model in [info.id for info in node.models] if node else tuple(self._queues):
-                self._drain(model, node_id)
+        if self._waiting and (node := self._registry.get(node_id)) is not None:
+            for info in node.models:
+                self._drain(info.id)
 
-    def _node_changed(self, node_id: str) -> None:
+    def _node_changed(self, _node_id: str) -> None:
         for model in tuple(self._queues):
-            self._drain(model, node_id)
+            self._drain(model)
 
-    def _drain(self, model: str, changed: str) -> None:
+    def _drain(self, model: str) -> None:
         """Grant to those who wait for *model*, in order, while there are slots; refuse them when it became hopeless."""
         holders = self._registry.holders(model)
         refusal = hopeless(holders, model) if holders else ModelNotFound(model)
         for entry in tuple(self._queues.get(model, ())):
-            entry.busy_on.discard(changed)
             if entry.timer is None:
                 continue  # it left while we told the ones before it
-            if refusal is None and choose(holders, self._busy, None, ()) is None:
-                break
             if refusal is not None:
                 self._unqueue(entry)
                 self._refuse(entry, refusal)
-            elif choose(holders, self._busy, None, entry.avoid) is not None:
+            elif choose(holders, self._busy, None, ()) is None:
+                break
+            elif choose(holders, self._busy, None, entry.avoid(self._clock.monotonic())) is not None:
                 self._unqueue(entry)
                 self._grant(entry)
