@@ -1,0 +1,278 @@
+"""What can be set: one frozen model per section of `headrace.toml`. A field's description is its documentation.
+
+Durations are seconds and sizes are bytes once they are read; in the file they are written `10s` and `64KiB`.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from headrace.kernel.errors import ConfigError
+from headrace.settings.values import (
+    HEADER_SAFE,
+    BackendUrl,
+    Bytes,
+    ConfiguredPath,
+    Key,
+    ModelName,
+    Name,
+    OptionalKey,
+    Origin,
+    Seconds,
+)
+
+
+class Section(BaseModel):
+    """A part of the settings: read once, never changed, and no key that it doesn't know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Server(Section):
+    """The listener: where clients connect, and how long they may take."""
+
+    host: str = Field(
+        default="127.0.0.1", min_length=1, description="Address to listen on; `0.0.0.0` for all of IPv4."
+    )
+    port: int = Field(default=11435, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    cors_origins: tuple[Origin, ...] = Field(
+        default=(
+            "http://localhost:*",
+            "https://localhost:*",
+            "http://127.0.0.1:*",
+            "https://127.0.0.1:*",
+            "http://[::1]:*",
+            "https://[::1]:*",
+        ),
+        description="Web origins whose pages may call the API; `:*` is any port, `*` alone is every origin.",
+    )
+    max_connections: int = Field(
+        default=10000, ge=1, description="Open client connections at most; more are refused."
+    )
+    header_timeout: Seconds = Field(
+        default=10.0, gt=0, description="Time to send the request line and headers."
+    )
+    body_timeout: Seconds = Field(default=30.0, gt=0, description="Longest pause while a body is being sent.")
+    keep_alive: Seconds = Field(default=75.0, ge=0, description="How long an idle connection stays open.")
+    max_header_bytes: Bytes = Field(
+        default=64 * 1024, ge=1024, description="Size of request line and headers at most."
+    )
+    shutdown_delay: Seconds = Field(
+        default=0.0,
+        ge=0,
+        description="Time between saying 'not ready' and closing the door, for load balancers to notice.",
+    )
+    drain: Seconds = Field(
+        default=30.0, ge=0, description="Time that running answers get to finish at shutdown."
+    )
+
+    @property
+    def cors_origin_regex(self) -> str:
+        """What an `Origin` header has to match in full; empty when no origin is allowed."""
+        return "|".join(_origin_pattern(origin) for origin in self.cors_origins)
+
+
+def _origin_pattern(origin: str) -> str:
+    if origin == "*":
+        return ".*"
+    if origin.endswith(":*"):
+        return re.escape(origin[:-2]) + r"(?::\d{1,5})?"
+    return re.escape(origin)
+
+
+class Auth(Section):
+    """Who may use the service."""
+
+    api_keys: tuple[Key, ...] = Field(
+        default=(),
+        description="Static keys for inference. Without any, the first start makes a key and keeps it.",
+    )
+
+
+class Engine(Section):
+    """A model that this machine serves itself."""
+
+    id: ModelName = Field(description="Name of the model in the API; unique.")
+    model: str = Field(
+        min_length=1,
+        description="`demo`, a path to a `.gguf` file, `hf:owner/repo/file.gguf`, or `ollama:name` (its file, no copy).",
+    )
+    n_ctx: int = Field(
+        default=8192,
+        ge=0,
+        description="Context in tokens, shared by all that is decoded at once; 0: the model's own.",
+    )
+    parallel: int = Field(default=4, ge=1, le=256, description="Requests decoded at once.")
+    embeddings: bool = Field(default=False, description="Serve embeddings with it instead of text.")
+    n_batch: int = Field(default=2048, ge=1, description="Prompt tokens computed at once.")
+    n_gpu_layers: int = Field(default=-1, ge=-1, description="Layers on the GPU; -1: llama.cpp chooses.")
+    main_gpu: int = Field(default=0, ge=0, description="Which GPU holds what isn't split.")
+    threads: int = Field(default=0, ge=0, description="CPU threads; 0: llama.cpp chooses.")
+
+
+class UpstreamKind(StrEnum):
+    """Which dialect an upstream speaks."""
+
+    OPENAI = "openai"
+    OLLAMA = "ollama"
+
+
+class UpstreamTimeouts(Section):
+    """How long an upstream may take."""
+
+    connect: Seconds = Field(default=5.0, gt=0, description="Time to open a connection.")
+    first_byte: Seconds = Field(
+        default=600.0, gt=0, description="Time from the request's last byte to the answer's first."
+    )
+    idle: Seconds = Field(default=600.0, gt=0, description="Longest pause within an answer.")
+
+
+class Upstream(Section):
+    """An endpoint that already serves models."""
+
+    name: Name = Field(description="Its name here; unique.")
+    url: BackendUrl = Field(description="Its address, `http://host:port`; a trailing `/v1` is dropped.")
+    kind: UpstreamKind = Field(default=UpstreamKind.OPENAI, description="What it speaks.")
+    models: tuple[str, ...] = Field(default=(), description="Models to use of it; empty: it is asked.")
+    capacity: int = Field(default=64, ge=1, description="Requests it takes at once.")
+    tags: tuple[Name, ...] = Field(default=(), description="Words to select it by.")
+    weight: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="Its share of the work, relative to others."
+    )
+    api_key: OptionalKey = Field(
+        default=None,
+        description="The key it asks for. Better in `api_key_file` or the environment than in a file.",
+    )
+    api_key_file: ConfiguredPath = Field(
+        default=None, description="File that holds the key, and nothing else."
+    )
+    ca_file: ConfiguredPath = Field(
+        default=None, description="Certificates (PEM) to trust for `https`, instead of the system's."
+    )
+    timeouts: UpstreamTimeouts = UpstreamTimeouts()
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if self.api_key and self.api_key_file:
+            raise ValueError("has both api_key and api_key_file; keep one of them")
+        return self
+
+    def read_api_key(self) -> str | None:
+        """The key to present, from the settings or from `api_key_file`; None where there is none.
+
+        Raises:
+            ConfigError: the file can't be read, or doesn't hold one word.
+        """
+        if self.api_key is not None:
+            return self.api_key.get_secret_value()
+        if self.api_key_file is None:
+            return None
+        where = f"api_key_file of the upstream {self.name!r} ({self.api_key_file})"
+        try:
+            text = self.api_key_file.read_text("utf-8").strip()
+        except OSError as error:
+            raise ConfigError(f"The {where} can't be read: {error.strerror}.") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"The {where} is not a text file.") from error
+        if not HEADER_SAFE.fullmatch(text):
+            raise ConfigError(f"The {where} has to hold one key and nothing else.")
+        return text
+
+
+class Ollama(Section):
+    """An Ollama on this machine, which is used when it is there."""
+
+    probe: bool = Field(default=True, description="Look for it, and serve its models.")
+    url: BackendUrl = Field(default="http://127.0.0.1:11434", description="Where to look.")
+
+
+class Limits(Section):
+    """What one request may take."""
+
+    max_body: Bytes = Field(default=10 * 1024 * 1024, ge=1024, description="Size of a request body at most.")
+    queue_wait: Seconds = Field(
+        default=60.0, ge=0, description="How long a request waits for a free place before it is refused."
+    )
+    queue_size: int = Field(default=1024, ge=0, description="Requests that wait at once; more are refused.")
+
+
+class Models(Section):
+    """Which model answers a request that names none."""
+
+    default: str | None = Field(
+        default=None, description="For chat and completions; unset: the request has to name one."
+    )
+    default_embed: str | None = Field(
+        default=None, description="For embeddings; unset: the request has to name one."
+    )
+
+
+class LogLevel(StrEnum):
+    """How much is told."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """For whom the log is written."""
+
+    CONSOLE = "console"
+    JSON = "json"
+
+
+class Log(Section):
+    """The log, on standard error."""
+
+    level: LogLevel = Field(default=LogLevel.INFO, description="The least that is told.")
+    format: LogFormat = Field(
+        default=LogFormat.CONSOLE, description="`console` for people, `json` for machines."
+    )
+
+
+class ConfigFile(Section):
+    """Everything that `headrace.toml` can hold."""
+
+    server: Server = Server()
+    auth: Auth = Auth()
+    engines: tuple[Engine, ...] = ()
+    upstreams: tuple[Upstream, ...] = ()
+    ollama: Ollama = Ollama()
+    limits: Limits = Limits()
+    models: Models = Models()
+    log: Log = Log()
+
+
+DEMO_ENGINE = Engine(id="smollm2", model="demo")
+
+
+class Settings(ConfigFile):
+    """The settings of one run: what the file and the environment say, and where things are kept.
+
+    home: the data folder. cache: where models are kept. source: the file that was read, None without one.
+    unused_aliases: names of variables that are known, set, and read by nothing yet.
+    warnings: sentences for a person, about these and other variables that do nothing.
+    """
+
+    home: Path
+    cache: Path
+    source: Path | None = None
+    unused_aliases: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def serves_demo(self) -> bool:
+        """Whether nothing to serve is configured, so that the demo model is served."""
+        return not self.engines and not self.upstreams
+
+    @property
+    def effective_engines(self) -> tuple[Engine, ...]:
+        """The engines to run: those configured, or else the demo model."""
+        return (DEMO_ENGINE,) if self.serves_demo else self.engines

@@ -1,0 +1,112 @@
+"""The kinds of values that settings hold, each with its check. A refusal says what a right value looks like."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr, WithJsonSchema
+
+from headrace.kernel.units import parse_bytes, parse_seconds
+
+
+class Unit(StrEnum):
+    """How a number is written in the file."""
+
+    DURATION = "duration"
+    SIZE = "size"
+
+
+class InConfigFolder:
+    """Marks a path that is relative to the folder of the file it stands in."""
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f"{value!r} is not a duration; write it like 500ms, 30s, 15m or 2h")
+    seconds = parse_seconds(value)
+    if seconds > _LONGEST_S:
+        raise ValueError(f"{value!r} is too long; ten years are the most")
+    return seconds
+
+
+def _bytes(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise ValueError(f"{value!r} is not a size; write it like 512KiB, 10MiB or 2GB")
+    if len(str(value)) > _MOST_DIGITS:
+        raise ValueError(f"{value!r} is too large")
+    return parse_bytes(value)
+
+
+_LONGEST_S = 10 * 365 * 86400.0
+_MOST_DIGITS = 20
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+_ORIGIN = re.compile(r"(https?)://(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}|\*))?")
+HEADER_SAFE = re.compile(r"[\x21-\x7e]+")
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError(
+            f"{value!r} is not a name; use up to 64 letters, digits, '.', '_', ':' or '-', a letter or digit first"
+        )
+    return value
+
+
+def _model_name(value: str) -> str:
+    if not _MODEL_NAME.fullmatch(value):
+        raise ValueError(
+            f"{value!r} is not a model name; use up to 128 letters, digits, '.', '_', ':', '/' or '-', "
+            "a letter or digit first"
+        )
+    return value
+
+
+def _key(value: SecretStr) -> SecretStr:
+    """Never quotes the value: it is a secret."""
+    text = value.get_secret_value().strip()
+    if not HEADER_SAFE.fullmatch(text):
+        raise ValueError("a key is one word of visible ASCII characters")
+    return SecretStr(text)
+
+
+def _backend_url(value: str) -> str:
+    """A trailing `/v1` is dropped: half of the world writes it, and our paths begin with it."""
+    if any(mark in value for mark in "@?#"):  # may hold a password: not quoted
+        raise ValueError("an address has no '@', '?' or '#'; a key goes into api_key or api_key_file")
+    try:
+        parts = urlsplit(value)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid or any(character.isspace() for character in value):
+        raise ValueError(f"{value!r} is not an address; write it like http://10.0.0.5:8000")
+    return value.rstrip("/").removesuffix("/v1")
+
+
+def _origin(value: str) -> str:
+    if value != "*" and not _ORIGIN.fullmatch(value):
+        raise ValueError(
+            f"{value!r} is not an origin; write it like https://app.example.com or http://localhost:*"
+        )
+    return value
+
+
+def _none_if_empty(value: object) -> object:
+    return None if value == "" else value
+
+
+_AS_WRITTEN = WithJsonSchema({"type": ["string", "number"]})
+Seconds = Annotated[float, BeforeValidator(_seconds), Unit.DURATION, _AS_WRITTEN]
+Bytes = Annotated[int, BeforeValidator(_bytes), Unit.SIZE, _AS_WRITTEN]
+Name = Annotated[str, AfterValidator(_name)]
+ModelName = Annotated[str, AfterValidator(_model_name)]
+Key = Annotated[SecretStr, AfterValidator(_key)]
+BackendUrl = Annotated[str, AfterValidator(_backend_url)]
+Origin = Annotated[str, AfterValidator(_origin)]
+ConfiguredPath = Annotated[Path | None, BeforeValidator(_none_if_empty), InConfigFolder()]
+OptionalKey = Annotated[Key | None, BeforeValidator(_none_if_empty)]
