@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import msgspec
@@ -76,6 +77,8 @@ class StreamMeter:
         if self.done:
             return b""
         self.done = True
+        if self._reported is None and _only_finishes(self._last_chunk()):
+            self._counted -= 1
         return self._forgotten_usage() + DONE
 
     def _inspect(self, event: bytes) -> bytes:
@@ -114,22 +117,21 @@ class StreamMeter:
         if not self._ask_usage or self._usage_sent:
             return b""
         self._usage_sent = True
-        chunk = self._last_chunk()
+        last = self._last_chunk()
+        shared = {name: last[name] for name in ("id", "object", "created", "model") if name in last}
         usage = self.usage
         member = usage_member(usage)
         if not usage.estimated:
             del member["estimated"]
-        return data_event(_encode({**chunk, "choices": [], "usage": member}))
+        return data_event(_encode({**shared, "choices": [], "usage": member}))
 
     def _last_chunk(self) -> dict[str, Any]:
-        """The members that all chunks of this answer share."""
-        shared: dict[str, Any] = {}
+        """The last chunk that was passed on; empty where it can't be read."""
+        last: dict[str, Any] = {}
         for event in events(self._last):
-            try:
-                shared = _decode(data_of(event) or b"{}")
-            except (msgspec.DecodeError, RecursionError):
-                continue
-        return {name: shared[name] for name in ("id", "object", "created", "model") if name in shared}
+            with contextlib.suppress(msgspec.DecodeError, RecursionError):
+                last = _decode(data_of(event) or b"{}")
+        return last
 
 
 def meter_whole(body: bytes, *, prompt_tokens: int) -> tuple[bytes, Usage]:
@@ -161,3 +163,11 @@ def _text_chars(answer: dict[str, Any]) -> int:
         chars += len(choice.get("text") or "") + len(message.get("content") or "")
         chars += len(_encode(message["tool_calls"])) if message.get("tool_calls") else 0
     return chars
+
+
+def _only_finishes(chunk: dict[str, Any]) -> bool:
+    """Whether it carries a finish reason and no token."""
+    choices = chunk.get("choices")
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        return False
+    return any(c.get("finish_reason") and not c.get("text") and not c.get("delta") for c in choices)

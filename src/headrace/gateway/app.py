@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from headrace.control.access import KeyRing
@@ -56,7 +55,7 @@ def build_app(
         default = options.default_embedding_model if embedding else options.default_model
         route = InferenceRoute(operation, keys, inference, options.limits, default)
         routes.append(Route(operation.path, route, methods=["POST"]))
-    app: ASGIApp = Errors(Starlette(routes=routes).router)
+    app: ASGIApp = Errors(Router(routes, redirect_slashes=False))
     if options.cors_origin_regex:
         app = CORSMiddleware(
             app,

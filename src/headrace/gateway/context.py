@@ -43,6 +43,9 @@ class Errors:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         started = False
+        scope["app"] = (
+            self  # Starlette's router raises its 404 and 405 only inside of an app, else it sends plain text
+        )
 
         async def send_noting(message: Message) -> None:
             nonlocal started

@@ -9,6 +9,7 @@ import time
 from email.utils import formatdate
 from functools import partial
 
+import structlog
 from starlette.types import ASGIApp
 from uvicorn.config import Config
 from uvicorn.server import ServerState
@@ -16,6 +17,11 @@ from uvicorn.server import ServerState
 from headrace.gateway.protocol import ConnectionLimits, GatewayProtocol
 from headrace.kernel.aio import Tasks
 from headrace.kernel.errors import StartupError
+
+log = structlog.get_logger(__name__)
+
+CLOSE_PATIENCE_S = 5.0
+"""How long requests may take to notice that their client was cut off."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -53,6 +59,7 @@ class Listener:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=max(1, round(keep_alive_s)),
         )
         self._state = ServerState()
@@ -85,13 +92,17 @@ class Listener:
             await asyncio.wait(tuple(self._state.tasks))
 
     async def close(self) -> None:
-        """Cut what is still open."""
+        """Cut what is still open; each request sees its client gone, and ends."""
         self.stop_accepting()
-        for task in tuple(self._state.tasks):
-            task.cancel()
-        await asyncio.gather(*self._state.tasks, return_exceptions=True)
         for connection in tuple(self._state.connections):
             connection.transport.abort()
+        try:
+            async with asyncio.timeout(CLOSE_PATIENCE_S):
+                await self.drained()
+        except TimeoutError:
+            log.error("requests didn't end", action="listener.close", requests=len(self._state.tasks))
+            for task in tuple(self._state.tasks):
+                task.cancel()
         await self._tasks.close()
         self._socket.close()
 

@@ -1,0 +1,84 @@
+"""A whole gateway inside the test's event loop, on a real port, in front of real HTTP backends."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from headrace.connectors.direct import DirectConnector
+from headrace.connectors.endpoint import Endpoint
+from headrace.control.access import KeyRing
+from headrace.control.discovery import Discovery, Watched
+from headrace.control.plane import LocalControlPlane
+from headrace.control.registry import Registry
+from headrace.core.inference import Inference
+from headrace.domain.fleet import Node
+from headrace.gateway.app import GatewayOptions, build_app
+from headrace.gateway.listener import Listener, bind
+from headrace.gateway.protocol import ConnectionLimits
+from headrace.gateway.requests import BodyLimits
+from headrace.kernel.clock import SystemClock
+from headrace.ports.connector import Connector
+
+KEY = "sk-test-0123456789"
+
+
+@dataclass
+class House:
+    """The parts of a running gateway."""
+
+    port: int
+    registry: Registry
+    control: LocalControlPlane
+    inference: Inference
+    listener: Listener
+    connectors: dict[str, Connector]
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def auth(self) -> dict[str, str]:
+        """Headers that open it."""
+        return {"authorization": f"Bearer {KEY}"}
+
+
+@contextlib.asynccontextmanager
+async def gateway(
+    *urls: str,
+    capacity: int = 64,
+    limits: BodyLimits | None = None,
+    connection: ConnectionLimits | None = None,
+    queue_wait_s: float = 10.0,
+) -> AsyncIterator[House]:
+    """A gateway over the backends at *urls*, named b0, b1, …; gone with everything it opened at the end."""
+    clock = SystemClock()
+    keys = KeyRing()
+    keys.add(KEY)
+    registry = Registry()
+    control = LocalControlPlane(registry, clock, queue_size=64, queue_wait_s=queue_wait_s)
+    connectors: dict[str, Connector] = {
+        f"b{i}": DirectConnector(Endpoint.parse(url), clock=clock) for i, url in enumerate(urls)
+    }
+    inference = Inference(control, connectors)
+    discovery = Discovery(registry, connectors, interval_s=0.5)
+    control.on_unreachable = discovery.unreachable
+    await discovery.start(
+        [Watched(Node(name, "direct", capacity=capacity)) for name in connectors], first_round_s=5
+    )
+    options = GatewayOptions(limits=limits or BodyLimits(), cors_origin_regex="https://app\\.example")
+    app = build_app(keys=keys, registry=registry, inference=inference, ready=lambda: True, options=options)
+    listening = bind("127.0.0.1", 0)
+    port = listening.getsockname()[1]
+    listener = Listener(app, listening, connection or ConnectionLimits(), keep_alive_s=5)
+    await listener.start()
+    try:
+        yield House(port, registry, control, inference, listener, connectors)
+    finally:
+        await listener.close()
+        await discovery.close()
+        for connector in connectors.values():
+            await connector.close()
