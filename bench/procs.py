@@ -1,0 +1,86 @@
+"""Processes of a measurement: pinned to a core, ended with the block that started them, and their CPU time and memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import IO, Any
+
+import psutil
+
+LOAD_CORE = 0
+"""The upstream's and the load generator's core."""
+GATEWAY_CORE = 1
+"""The core of what is measured."""
+STOP_WITHIN_S = 10.0
+
+
+def pinned(command: Sequence[str], core: int) -> list[str]:
+    """`command` bound to one core; as it is where the machine has only one."""
+    if len(os.sched_getaffinity(0)) < 2:
+        return list(command)
+    return ["taskset", "-c", str(core), *command]
+
+
+@contextmanager
+def running(
+    command: Sequence[str],
+    *,
+    stdout: int | IO[Any] = subprocess.DEVNULL,
+    stderr: int | IO[Any] | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a process for as long as the block lasts; then it and its children are gone, however it takes it.
+
+    It has a process group of its own, so that Ctrl-C reaches the harness alone, which ends it in order.
+    """
+    process = subprocess.Popen(
+        command, stdout=stdout, stderr=stderr, env=env, text=True, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Ask it to stop, then kill its whole group: a child that outlives its parent would disturb the next turn."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_WITHIN_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(STOP_WITHIN_S)
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def cpu_s(pid: int, *, children: bool = True) -> float:
+    """CPU seconds, user and system, that the process used so far; with those of its descendants, ended ones too.
+
+    0.0 for a process that is gone.
+    """
+    try:
+        process = psutil.Process(pid)
+        times = process.cpu_times()
+        own: float = times.user + times.system
+        if not children:
+            return own
+        ended: float = times.children_user + times.children_system
+        return own + ended + sum(cpu_s(child.pid) for child in process.children())
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory in megabytes (10^6 bytes) of the process and its descendants; 0.0 when it's gone."""
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+        return sum(member.memory_info().rss for member in family) / 1e6
+    except psutil.NoSuchProcess:
+        return 0.0
