@@ -1,0 +1,258 @@
+"""The composition root: settings in, a running service out. The only place that chooses adapters and owns what runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvloop
+
+from headrace.connectors.direct import DirectConnector
+from headrace.connectors.direct import Limits as ConnectionPool
+from headrace.connectors.endpoint import Endpoint, Tls
+from headrace.control.access import FIRST_KEY_FILE, KeyRing, admit_first_key
+from headrace.control.discovery import Discovery, Watched
+from headrace.control.plane import LocalControlPlane
+from headrace.control.registry import Registry
+from headrace.core.inference import Inference
+from headrace.domain.fleet import ModelInfo, Node, NodeState
+from headrace.engine.catalog import Catalog
+from headrace.engine.download import Progress
+from headrace.engine.local import LocalEngine
+from headrace.engine.spec import EngineSpec
+from headrace.engine.supervisor import EngineState
+from headrace.gateway.app import GatewayOptions, build_app
+from headrace.gateway.listener import Listener, bind
+from headrace.gateway.protocol import ConnectionLimits
+from headrace.gateway.requests import BodyLimits
+from headrace.kernel.aio import Tasks
+from headrace.kernel.clock import Clock, SystemClock
+from headrace.kernel.errors import Unavailable
+from headrace.observe.logging import configure_logging
+from headrace.ports.connector import Connector, Timeouts
+from headrace.settings import Engine, Settings, Upstream
+
+log = structlog.get_logger(__name__)
+
+Waiting = Coroutine[Any, Any, object]
+FLUSH_S = 2.0
+"""How long the last error events may take to reach their clients at the end of a shutdown."""
+
+
+def serve(settings: Settings, *, banner: Callable[[str], None], progress: Progress) -> int:
+    """Run the service until SIGINT or SIGTERM; the exit status. A second signal ends it at once.
+
+    *banner* is given what the person at the console should read; *progress* follows the demo model's download.
+
+    Raises:
+        StartupError: the port, the data folder or the demo model isn't to be had; nothing is left running.
+        ConfigError: an upstream's settings can't work.
+    """
+    configure_logging(settings.log.level, as_json=settings.log.format == "json")
+    listening = bind(settings.server.host, settings.server.port)
+    catalog = Catalog.from_environment(settings.cache, os.environ)
+    try:
+        if settings.serves_demo:
+            catalog.resolve("demo", progress)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(settings, listening, catalog, banner))
+    finally:
+        listening.close()
+
+
+async def _serve(
+    settings: Settings, listening: socket.socket, catalog: Catalog, banner: Callable[[str], None]
+) -> int:
+    stop, force = asyncio.Event(), asyncio.Event()
+
+    def signalled() -> None:
+        (force if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, signalled)
+    async with running(settings, listening, catalog) as service:
+        banner(_welcome(settings, service))
+        await stop.wait()
+        banner("Stopping: running answers may finish. Once more to stop at once.")
+        await service.shut_down(force)
+    return 0
+
+
+@dataclass
+class Service:
+    """A running gateway, and the order in which it goes down."""
+
+    settings: Settings
+    port: int
+    first_key: str | None
+    inference: Inference
+    listener: Listener
+    ready: bool = True
+
+    async def shut_down(self, force: asyncio.Event) -> None:
+        """Not ready → a delay → no new connections → running answers end, until a deadline → error events to the rest.
+
+        *force* cuts every wait short.
+        """
+        self.ready = False
+        await _either(force.wait(), self.settings.server.shutdown_delay)
+        self.listener.stop_accepting()
+        await _either(force.wait(), self.settings.server.drain, self.listener.drained())
+        left = len(self.inference.active)
+        self.inference.abort_all(
+            Unavailable("The server is shutting down.", retry_after_s=1.0, code="shutting_down")
+        )
+        if left:
+            log.warning("answers cut off by the shutdown", action="service.cut", requests=left)
+            await _either(force.wait(), FLUSH_S, self.listener.drained())
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings, listening: socket.socket, catalog: Catalog) -> AsyncIterator[Service]:
+    """Everything that the settings ask for, started; at the end closed again, in the opposite order."""
+    clock = SystemClock()
+    keys, registry = KeyRing(), Registry()
+    first_key = _let_in(keys, settings)
+    connectors: dict[str, Connector] = {}
+    control = LocalControlPlane(
+        registry, clock, queue_size=settings.limits.queue_size, queue_wait_s=settings.limits.queue_wait
+    )
+    inference = Inference(control, connectors)
+    async with contextlib.AsyncExitStack() as stack:
+        for engine in settings.effective_engines:
+            local = _engine(engine, catalog, clock, registry)
+            connectors[_node_id(engine)] = local.connector
+            stack.push_async_callback(local.close)
+            await local.start()
+        watched = [_upstream(upstream, connectors, clock) for upstream in settings.upstreams]
+        if settings.ollama.probe:
+            watched.append(_local_ollama(settings, connectors, clock))
+        for backend in watched:
+            stack.push_async_callback(connectors[backend.node.id].close)
+        discovery = Discovery(registry, connectors)
+        control.on_unreachable = discovery.unreachable
+        stack.push_async_callback(discovery.close)
+        await discovery.start(watched)
+        app = build_app(
+            keys=keys,
+            registry=registry,
+            inference=inference,
+            ready=lambda: service.ready,
+            options=_options(settings),
+        )
+        listener = Listener(app, listening, _connection_limits(settings), settings.server.keep_alive)
+        service = Service(settings, listening.getsockname()[1], first_key, inference, listener)
+        stack.push_async_callback(listener.close)
+        await listener.start()
+        yield service
+
+
+def _let_in(keys: KeyRing, settings: Settings) -> str | None:
+    """Fill the key ring; the first key, where no other was given."""
+    for key in settings.auth.api_keys:
+        keys.add(key.get_secret_value())
+    if settings.auth.api_keys:
+        return None
+    return admit_first_key(keys, settings.home)[0]
+
+
+def _node_id(engine: Engine) -> str:
+    return f"local/{engine.id}"
+
+
+def _engine(engine: Engine, catalog: Catalog, clock: Clock, registry: Registry) -> LocalEngine:
+    node_id = _node_id(engine)
+    model = ModelInfo(engine.id, created=int(clock.now()))
+    registry.upsert(Node(node_id, "engine", (model,), capacity=engine.parallel))
+
+    def report(state: EngineState) -> None:
+        registry.update(node_id, state.state, state.detail, ready_in_s=state.ready_in_s)
+        if state.state is NodeState.FAILED:
+            log.error(
+                "an engine failed",
+                action="engine.failed",
+                engine=state.id,
+                reason=state.detail,
+                log=state.log[-3:],
+            )
+
+    def make_direct(path: str) -> Connector:
+        pool = ConnectionPool(connections=engine.parallel + 4, idle=engine.parallel)
+        return DirectConnector(Endpoint.unix(path), clock=clock, limits=pool)
+
+    spec = EngineSpec(**engine.model_dump())
+    return LocalEngine(spec, catalog=catalog, make_direct=make_direct, clock=clock, on_state=report)
+
+
+def _upstream(upstream: Upstream, connectors: dict[str, Connector], clock: Clock) -> Watched:
+    key = upstream.read_api_key()
+    times = upstream.timeouts
+    connectors[upstream.name] = DirectConnector(
+        Endpoint.parse(upstream.url, tls=Tls(ca_file=upstream.ca_file)),
+        clock=clock,
+        headers=[(b"authorization", b"Bearer " + key.encode())] if key else [],
+        limits=ConnectionPool(connections=upstream.capacity + 16, idle=upstream.capacity),
+        timeouts=Timeouts(times.connect, times.first_byte, times.idle),
+    )
+    node = Node(upstream.name, "direct", capacity=upstream.capacity, tags=frozenset(upstream.tags))
+    return Watched(node, upstream.models)
+
+
+def _local_ollama(settings: Settings, connectors: dict[str, Connector], clock: Clock) -> Watched:
+    node = Node("ollama", "direct", capacity=4, tags=frozenset({"local"}))
+    connectors.setdefault("ollama", DirectConnector(Endpoint.parse(settings.ollama.url), clock=clock))
+    return Watched(node, optional=True)
+
+
+def _options(settings: Settings) -> GatewayOptions:
+    demo = settings.effective_engines[0].id if settings.serves_demo else ""
+    return GatewayOptions(
+        limits=BodyLimits(
+            settings.limits.max_body, settings.server.body_timeout, settings.server.body_timeout * 10
+        ),
+        cors_origin_regex=settings.server.cors_origin_regex,
+        default_model=settings.models.default or demo,
+        default_embedding_model=settings.models.default_embed or "",
+    )
+
+
+def _connection_limits(settings: Settings) -> ConnectionLimits:
+    server = settings.server
+    return ConnectionLimits(server.max_header_bytes, server.header_timeout, server.max_connections)
+
+
+async def _either(force: Waiting, limit_s: float, work: Waiting | None = None) -> None:
+    """Wait for *work*, at most *limit_s*, or until *force*."""
+    async with Tasks() as tasks:
+        waiting = {
+            tasks.spawn(coroutine, name="shutdown") for coroutine in (force, work) if coroutine is not None
+        }
+        await asyncio.wait(waiting, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _welcome(settings: Settings, service: Service) -> str:
+    """What the person at the console needs to make a first request."""
+    host = settings.server.host
+    shown = "127.0.0.1" if host in ("0.0.0.0", "") else f"[{host}]" if ":" in host else host
+    url = f"http://{shown}:{service.port}"
+    lines = [f"Headrace is listening on {url}"]
+    key = "$HEADRACE_API_KEY"
+    if service.first_key is not None:
+        key = service.first_key
+        lines.append(f"Your key (kept in {Path(settings.home) / FIRST_KEY_FILE}): {key}")
+    model = settings.effective_engines[0].id if settings.effective_engines else "MODEL"
+    lines += [
+        "Try it:",
+        f"curl -sS {url}/v1/chat/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' "
+        f"""-d '{{"model":"{model}","messages":[{{"role":"user","content":"Say hello."}}]}}'""",
+    ]
+    return "\n".join(lines)
