@@ -15,6 +15,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## install into .venv, pinned; nothing when that is up to date
+	@:
 
 run: install ## serve: http://127.0.0.1:11435, with a small demo model unless you configured others
 	@exec $(BIN)/headrace up

@@ -87,6 +87,7 @@ def test_an_old_python_is_told(tmp_path: Path) -> None:
             "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
             "disk is full",
         ),
+        ("ERROR: No matching distribution found for setuptools", "lacks a pinned version"),
         ("ERROR: Invalid requirement: 'x'", "pip failed: ERROR: Invalid requirement"),
     ],
 )
