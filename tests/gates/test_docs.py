@@ -75,9 +75,9 @@ def known_commands() -> dict[str, set[str]]:
     """Each command of the command line, and its subcommands; read from the program itself."""
     from typer.main import get_command
 
-    from headrace.cli.main import app
+    from headrace.cli.main import build
 
-    tree = get_command(app)
+    tree = get_command(build())
     return {
         name: set(getattr(command, "commands", ())) for name, command in getattr(tree, "commands", {}).items()
     }
