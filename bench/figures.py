@@ -14,6 +14,13 @@ STEADY_SHARE = 0.95
 """A steady load counts as carried from this share of what the upstream alone carried."""
 
 
+DISTURBED_SHARE = 0.15
+"""From this share of the gateway's core that others had, a turn counts as disturbed."""
+
+SATURATED_SHARE = 0.8
+"""Below this share of its core in use, it wasn't the gateway that limited a load."""
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
     """A column. `value` takes the stack's turn and the direct turn of the same round; None: says nothing here."""
@@ -94,19 +101,29 @@ class Turns:
         return Spread.over([ours[number] / theirs[number] for number in ours if theirs.get(number, 0) > 0])
 
     def remarks(self) -> list[str]:
-        """What makes a figure doubtful: errors, cut streams, and steady loads that a stack didn't carry."""
+        """What makes a figure doubtful: a shared core, errors, cut streams, a steady load that wasn't carried."""
         return [line for turn in self.all for line in self._remarks_on(turn)]
 
     def _remarks_on(self, turn: Turn) -> list[str]:
-        where = f"round {turn.round + 1}, {turn.scenario}, {turn.stack}"
-        direct = self._by_key.get((turn.round, turn.scenario, "direct"))
-        result, found = turn.result, []
+        result, found = turn.result, self._remarks_on_place(turn)
         if result.bad:
-            found.append(f"{where}: {result.bad} failed beside {result.ok} good ones ({result.first_error})")
+            found.append(f"{result.bad} failed beside {result.ok} good ones ({result.first_error})")
         if result.cut:
-            found.append(f"{where}: {result.cut} were cut at the end")
+            found.append(f"{result.cut} were cut at the end")
+        direct = self._by_key.get((turn.round, turn.scenario, "direct"))
         if direct and turn.scenario.endswith("-steady"):
             share = result.requests_per_s / max(direct.result.requests_per_s, 1e-9)
             if share < STEADY_SHARE:
-                found.append(f"{where}: carried {share:.0%} of the load, so its steady figures don't compare")
+                found.append(f"carried {share:.0%} of the load, so its steady figures don't compare")
+        return [f"round {turn.round + 1}, {turn.scenario}, {turn.stack}: {remark}" for remark in found]
+
+    @staticmethod
+    def _remarks_on_place(turn: Turn) -> list[str]:
+        if turn.cpu_s is None:
+            return []
+        found = []
+        if turn.others_share >= DISTURBED_SHARE:
+            found.append(f"others had {turn.others_share:.0%} of the gateway's core")
+        if turn.scenario.endswith("-saturated") and turn.busy_share < SATURATED_SHARE:
+            found.append(f"its core was busy {turn.busy_share:.0%}: the load's side was the limit")
         return found

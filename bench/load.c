@@ -72,6 +72,7 @@ struct load {
     size_t request_bytes;
     struct connection *connections;
     int waiting;  // connections without a request under way
+    int64_t began_us;
     int64_t counts_from_us, ends_us;  // the time that rates are of
     long ok, bad, left, redials, events;
     long ok_in_time, events_in_time;
@@ -358,7 +359,7 @@ static void open_connections(struct load *load) {
             perror("connect");
             exit(1);
         }
-    int64_t now = now_us();  // only now: a short listen queue makes many connections take a second
+    int64_t now = load->began_us = now_us();  // only now: a short listen queue makes many connections take a second
     for (int i = 0; i < conns; i++) load->connections[i].due_us = now + load->options.spread_us * i / conns;
     load->waiting = conns;
     load->counts_from_us = now + load->options.spread_us;
@@ -410,6 +411,7 @@ static void print_results(struct load *load) {
            load->options.conns - load->waiting, load->redials, load->events);
     printf(",\"requests_per_s\":%.1f,\"events_per_s\":%.1f", (double)load->ok_in_time / seconds,
            (double)load->events_in_time / seconds);
+    printf(",\"took_s\":%.3f", (double)(now_us() - load->began_us) / 1e6);
     print_percentiles("latency", &load->latency);
     print_percentiles("first_event", &load->first_event);
     print_percentiles("gap", &load->gap);

@@ -39,6 +39,15 @@ class Weather:
         return cls(os.getloadavg()[0], _stolen_s())
 
 
+def busy_s(core: int) -> float:
+    """Seconds that a core spent on any work since the machine started: neither idle, nor waiting, nor stolen."""
+    fields = next(
+        line for line in Path("/proc/stat").read_text().splitlines() if line.startswith(f"cpu{core} ")
+    )
+    user, nice, system, _idle, _waiting, interrupts, soft, *_ = (int(field) for field in fields.split()[1:])
+    return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
+
+
 def _processor() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

@@ -21,7 +21,8 @@ SLACK_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """What one run of the load generator saw. Times are milliseconds; rates count what was complete in its time."""
+    """What one run of the load generator saw. Rates count what was complete in its time; `took_s` is that
+    with the spread before it and the draining after it."""
 
     ok: int
     bad: int
@@ -31,6 +32,7 @@ class LoadResult:
     events: int
     requests_per_s: float
     events_per_s: float
+    took_s: float
     latency_p50_ms: float
     latency_p90_ms: float
     latency_p99_ms: float

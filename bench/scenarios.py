@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.procs import cpu_s, resident_mb
+from bench.machine import busy_s
+from bench.procs import GATEWAY_CORE, cpu_s, resident_mb
 from bench.programs import LoadResult
 from bench.stacks import Site, Stack
 
@@ -30,7 +31,10 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One load on one stack. `cpu_s` is what the gateway used, drained requests included; None: there is no gateway."""
+    """One load on one stack. `cpu_s` is what the gateway used, drained requests included; None: there is no gateway.
+
+    `busy_share` is what part of the time the gateway's core worked at all, `others_share` on anything but the gateway.
+    """
 
     round: int
     scenario: str
@@ -38,6 +42,8 @@ class Turn:
     result: LoadResult
     cpu_s: float | None
     resident_mb: float
+    busy_share: float = 1.0
+    others_share: float = 0.0
 
 
 def scenarios(folder: Path) -> tuple[Scenario, ...]:
@@ -81,12 +87,24 @@ def take_turn(site: Site, stack: Stack, scenario: Scenario, round_number: int, s
     site.upstream.set(
         {"tokens": TOKENS, "interval_us": 0, "delay_us": 0, "head_delay_us": 0} | scenario.upstream
     )
-    before = cpu_s(stack.pid) if stack.pid else 0.0
     options = [*scenario.options, "--drain", str(DRAIN_S)]
+    used, busy = _gateway_cpu_s(stack), busy_s(GATEWAY_CORE)
     result = site.programs.offer(stack.endpoint.port, seconds, options)
-    used = cpu_s(stack.pid) - before if stack.pid else None
-    resident = resident_mb(stack.pid) if stack.pid else 0.0
-    return Turn(round_number, scenario.name, stack.name, result, used, resident)
+    used, busy = _gateway_cpu_s(stack) - used, busy_s(GATEWAY_CORE) - busy
+    return Turn(
+        round_number,
+        scenario.name,
+        stack.name,
+        result,
+        used if stack.pid else None,
+        resident_mb(stack.pid) if stack.pid else 0.0,
+        busy / result.took_s,
+        max(busy - used, 0.0) / result.took_s,
+    )
+
+
+def _gateway_cpu_s(stack: Stack) -> float:
+    return cpu_s(stack.pid) if stack.pid else 0.0
 
 
 def in_turns(stacks: Sequence[Stack], round_number: int) -> list[Stack]:

@@ -22,7 +22,6 @@ HEADRACE_TOML = Template("""\
 [server]
 host = "127.0.0.1"
 port = $port
-workers = 1
 
 [auth]
 api_keys = ["sk-bench"]
