@@ -29,10 +29,12 @@ from headrace.engine.download import Progress
 from headrace.engine.local import LocalEngine
 from headrace.engine.spec import EngineSpec
 from headrace.engine.supervisor import EngineState
-from headrace.gateway.app import GatewayOptions, build_app
+from headrace.gateway.app import build_app
+from headrace.gateway.cors import OriginPolicy
+from headrace.gateway.gate import ConnectionLimits
 from headrace.gateway.listener import Listener, bind
-from headrace.gateway.protocol import ConnectionLimits
 from headrace.gateway.requests import BodyLimits
+from headrace.gateway.token_lane import TokenLane
 from headrace.kernel.aio import Tasks
 from headrace.kernel.clock import Clock, SystemClock
 from headrace.kernel.errors import Unavailable
@@ -142,14 +144,10 @@ async def running(settings: Settings, listening: socket.socket, catalog: Catalog
         control.on_unreachable = discovery.unreachable
         stack.push_async_callback(discovery.close)
         await discovery.start(watched)
-        app = build_app(
-            keys=keys,
-            registry=registry,
-            inference=inference,
-            ready=lambda: service.ready,
-            options=_options(settings),
-        )
-        listener = Listener(app, listening, _connection_limits(settings), settings.server.keep_alive)
+        origins = OriginPolicy(settings.server.cors_origin_regex)
+        lane = _token_lane(settings, keys, inference, origins)
+        app = build_app(lane=lane, registry=registry, origins=origins, ready=lambda: service.ready)
+        listener = Listener(app, listening, _connection_limits(settings), lane)
         service = Service(settings, listening.getsockname()[1], first_key, inference, listener)
         stack.push_async_callback(listener.close)
         await listener.start()
@@ -213,13 +211,14 @@ def _local_ollama(settings: Settings, connectors: dict[str, Connector], clock: C
     return Watched(node, optional=True)
 
 
-def _options(settings: Settings) -> GatewayOptions:
+def _token_lane(settings: Settings, keys: KeyRing, inference: Inference, origins: OriginPolicy) -> TokenLane:
     demo = settings.effective_engines[0].id if settings.serves_demo else ""
-    return GatewayOptions(
-        limits=BodyLimits(
-            settings.limits.max_body, settings.server.body_timeout, settings.server.body_timeout * 10
-        ),
-        cors_origin_regex=settings.server.cors_origin_regex,
+    pause_s = settings.server.body_timeout
+    return TokenLane(
+        keys,
+        inference,
+        origins,
+        limits=BodyLimits(settings.limits.max_body, pause_s, pause_s * 10),
         default_model=settings.models.default or demo,
         default_embedding_model=settings.models.default_embed or "",
     )
@@ -227,7 +226,12 @@ def _options(settings: Settings) -> GatewayOptions:
 
 def _connection_limits(settings: Settings) -> ConnectionLimits:
     server = settings.server
-    return ConnectionLimits(server.max_header_bytes, server.header_timeout, server.max_connections)
+    return ConnectionLimits(
+        head_bytes=server.max_header_bytes,
+        head_time_s=server.header_timeout,
+        connections=server.max_connections,
+        keep_alive_s=server.keep_alive,
+    )
 
 
 async def _either(force: Waiting, limit_s: float, work: Waiting | None = None) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import openai
 import pytest
 from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
 
 from headrace.testing.fake_engine import ErrorEvent, FakeEngine, Refuse, Script, ToolCall
 from support.house import KEY, House, gateway
 from support.raw import RawClient, call
 
 CHAT = "/v1/chat/completions"
-ASK = [{"role": "user", "content": "hi"}]
+ASK: Any = [{"role": "user", "content": "hi"}]
 
 
 @pytest.fixture
@@ -24,9 +26,9 @@ async def engine() -> AsyncIterator[FakeEngine]:
         yield engine
 
 
-@pytest.fixture
-async def house(engine: FakeEngine) -> AsyncIterator[House]:
-    async with gateway(engine.url) as house:
+@pytest.fixture(params=[False, True], ids=["token lane", "asgi lane"])
+async def house(request: pytest.FixtureRequest, engine: FakeEngine) -> AsyncIterator[House]:
+    async with gateway(engine.url, asgi=request.param) as house:
         yield house
 
 
@@ -38,7 +40,7 @@ async def client(house: House) -> AsyncIterator[openai.AsyncOpenAI]:
 
 @pytest.mark.req("C02", "D01", "D03")
 async def test_a_chat_whole(client: openai.AsyncOpenAI) -> None:
-    answer = await client.chat.completions.create(model="fake", messages=ASK)  # type: ignore[arg-type]
+    answer = await client.chat.completions.create(model="fake", messages=ASK)
     assert answer.choices[0].message.content == "tok0 tok1 tok2 tok3 tok4"
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage is not None
@@ -51,7 +53,7 @@ async def test_a_chat_whole(client: openai.AsyncOpenAI) -> None:
 @pytest.mark.req("C46", "D18", "D19", "D20")
 async def test_a_chat_streamed(client: openai.AsyncOpenAI) -> None:
     text, usages = "", 0
-    stream = await client.chat.completions.create(model="fake", messages=ASK, stream=True)  # type: ignore[arg-type]
+    stream = await client.chat.completions.create(model="fake", messages=ASK, stream=True)
     async for chunk in stream:
         text += chunk.choices[0].delta.content or ""
         usages += chunk.usage is not None
@@ -64,7 +66,7 @@ async def test_a_stream_with_usage_has_it_once_and_last(client: openai.AsyncOpen
         model="fake",
         messages=ASK,
         stream=True,
-        stream_options={"include_usage": True},  # type: ignore[arg-type]
+        stream_options={"include_usage": True},
     )
     chunks = [chunk async for chunk in stream]
     assert [chunk.usage is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
@@ -94,17 +96,17 @@ async def test_embeddings_as_floats_and_as_the_sdk_asks_for_them(client: openai.
 
 async def test_tools_and_their_arguments(engine: FakeEngine, client: openai.AsyncOpenAI) -> None:
     engine.script = Script(tool_calls=(ToolCall("weather", '{"city":"Bern"}'), ToolCall("time", "{}")))
-    tools = [
+    tools: Any = [
         {"type": "function", "function": {"name": name, "parameters": {}}} for name in ("weather", "time")
     ]
-    answer = await client.chat.completions.create(model="fake", messages=ASK, tools=tools)  # type: ignore[arg-type]
+    answer = await client.chat.completions.create(model="fake", messages=ASK, tools=tools)
     calls = answer.choices[0].message.tool_calls or []
     assert [(call.function.name, call.function.arguments) for call in calls if call.type == "function"] == [
         ("weather", '{"city":"Bern"}'),
         ("time", "{}"),
     ]
     assert answer.choices[0].finish_reason == "tool_calls"
-    async with client.chat.completions.stream(model="fake", messages=ASK, tools=tools) as stream:  # type: ignore[arg-type]
+    async with client.chat.completions.stream(model="fake", messages=ASK, tools=tools) as stream:
         final = await stream.get_final_completion()
     streamed = final.choices[0].message.tool_calls or []
     assert [call.function.arguments for call in streamed] == ['{"city":"Bern"}', "{}"]
@@ -113,7 +115,8 @@ async def test_tools_and_their_arguments(engine: FakeEngine, client: openai.Asyn
 async def test_what_we_do_not_know_reaches_the_backend_and_our_key_does_not(
     engine: FakeEngine, client: openai.AsyncOpenAI
 ) -> None:
-    await client.chat.completions.create(  # type: ignore[call-overload]
+    anything: Any = client
+    await anything.chat.completions.create(
         model="fake",
         messages=ASK,
         response_format={"type": "json_object"},
@@ -142,7 +145,7 @@ async def test_errors_become_the_clients_own_exceptions(
     engine: FakeEngine, client: openai.AsyncOpenAI
 ) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
-        await client.chat.completions.create(model="nobody", messages=ASK)  # type: ignore[arg-type]
+        await client.chat.completions.create(model="nobody", messages=ASK)
     assert missing.value.code == "model_not_found"
     assert missing.value.request_id is not None
     with pytest.raises(openai.BadRequestError) as wrong:
@@ -154,18 +157,18 @@ async def test_errors_become_the_clients_own_exceptions(
         fault=Refuse(400, '{"error":{"message":"no such tool","param":"tools","code":"bad_tool"}}')
     )
     with pytest.raises(openai.BadRequestError, match="no such tool") as refused:
-        await client.chat.completions.create(model="fake", messages=ASK)  # type: ignore[arg-type]
+        await client.chat.completions.create(model="fake", messages=ASK)
     assert refused.value.code == "bad_tool"
     engine.script = Script(fault=Refuse(500))
     with pytest.raises(openai.InternalServerError):
-        await client.chat.completions.create(model="fake", messages=ASK)  # type: ignore[arg-type]
+        await client.chat.completions.create(model="fake", messages=ASK)
 
 
 async def test_an_error_in_a_stream_is_raised_by_the_client(
     engine: FakeEngine, client: openai.AsyncOpenAI
 ) -> None:
     engine.script = Script(tokens=5, fault=ErrorEvent(after_events=3))
-    stream = await client.chat.completions.create(model="fake", messages=ASK, stream=True)  # type: ignore[arg-type]
+    stream = await client.chat.completions.create(model="fake", messages=ASK, stream=True)
     with pytest.raises(openai.APIError, match="broke off"):
         async for _ in stream:
             pass
@@ -181,7 +184,7 @@ async def test_a_backend_without_usage_gets_it_estimated(engine: FakeEngine, hou
 
 @pytest.mark.req("C46")
 async def test_langchain_chats_and_streams(house: House) -> None:
-    model = ChatOpenAI(model="fake", base_url=f"{house.url}/v1", api_key=KEY, max_retries=0)  # type: ignore[arg-type]
+    model = ChatOpenAI(model="fake", base_url=f"{house.url}/v1", api_key=SecretStr(KEY), max_retries=0)
     answer = await model.ainvoke("hi")
     assert answer.content == "tok0 tok1 tok2 tok3 tok4"
     assert answer.usage_metadata is not None

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from headrace.gateway.protocol import ConnectionLimits
+from headrace.gateway.gate import ConnectionLimits
 from headrace.gateway.requests import BodyLimits
 from headrace.testing.fake_engine import FakeEngine, Script
 from support.house import House, gateway
@@ -18,12 +18,14 @@ MESSAGES = '"messages":[{"role":"user","content":"hi"}]'
 GOOD = f'{{"model":"fake",{MESSAGES}}}'.encode()
 
 
-@pytest.fixture
-async def house() -> AsyncIterator[House]:
+@pytest.fixture(params=[False, True], ids=["token lane", "asgi lane"])
+async def house(request: pytest.FixtureRequest) -> AsyncIterator[House]:
     limits = BodyLimits(max_bytes=10 * 1024 * 1024, pause_s=0.3, total_s=2)
     async with (
         FakeEngine(Script(tokens=2)) as engine,
-        gateway(engine.url, limits=limits, connection=ConnectionLimits(head_time_s=0.3)) as house,
+        gateway(
+            engine.url, limits=limits, connection=ConnectionLimits(head_time_s=0.3), asgi=request.param
+        ) as house,
     ):
         yield house
         assert (await call(house.port, "POST", CHAT, house.auth, GOOD)).status == 200
@@ -276,9 +278,10 @@ async def test_too_many_connections_are_told_so() -> None:
     async with (
         FakeEngine() as engine,
         gateway(engine.url, connection=ConnectionLimits(connections=1)) as house,
+        RawClient(house.port) as first,
+        RawClient(house.port) as second,
     ):
-        async with RawClient(house.port) as first, RawClient(house.port) as second:
-            response = await second.response()
-            assert (response.status, response.error["code"]) == (503, "too_many_connections")
-            first.request("GET", "/version")
-            assert (await first.response()).json["version"]
+        response = await second.response()
+        assert (response.status, response.error["code"]) == (503, "too_many_connections")
+        first.request("GET", "/version")
+        assert (await first.response()).json["version"]

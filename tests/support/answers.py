@@ -7,6 +7,7 @@ from typing import Any
 
 from headrace.core.answer import Answer
 from headrace.kernel.errors import RequestError
+from headrace.ports.control import Grant
 
 
 class RecordedAnswer(Answer):
@@ -19,7 +20,7 @@ class RecordedAnswer(Answer):
         self.ended = False
         self.calls: list[str] = []
 
-    def head(self, content_type: bytes) -> None:
+    def head(self, content_type: bytes, grant: Grant) -> None:
         """Remember it."""
         self.calls.append("head")
         self.content_type = content_type

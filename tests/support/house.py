@@ -14,10 +14,12 @@ from headrace.control.plane import LocalControlPlane
 from headrace.control.registry import Registry
 from headrace.core.inference import Inference
 from headrace.domain.fleet import Node
-from headrace.gateway.app import GatewayOptions, build_app
+from headrace.gateway.app import build_app
+from headrace.gateway.cors import OriginPolicy
+from headrace.gateway.gate import ConnectionLimits
 from headrace.gateway.listener import Listener, bind
-from headrace.gateway.protocol import ConnectionLimits
 from headrace.gateway.requests import BodyLimits
+from headrace.gateway.token_lane import Patience, TokenLane
 from headrace.kernel.clock import SystemClock
 from headrace.ports.connector import Connector
 
@@ -53,8 +55,13 @@ async def gateway(
     limits: BodyLimits | None = None,
     connection: ConnectionLimits | None = None,
     queue_wait_s: float = 10.0,
+    patience: Patience | None = None,
+    asgi: bool = False,
 ) -> AsyncIterator[House]:
-    """A gateway over the backends at *urls*, named b0, b1, …; gone with everything it opened at the end."""
+    """A gateway over the backends at *urls*, named b0, b1, …; gone with everything it opened at the end.
+
+    asgi: without the token lane, so that inference requests take the ASGI lane, too.
+    """
     clock = SystemClock()
     keys = KeyRing()
     keys.add(KEY)
@@ -69,11 +76,12 @@ async def gateway(
     await discovery.start(
         [Watched(Node(name, "direct", capacity=capacity)) for name in connectors], first_round_s=5
     )
-    options = GatewayOptions(limits=limits or BodyLimits(), cors_origin_regex="https://app\\.example")
-    app = build_app(keys=keys, registry=registry, inference=inference, ready=lambda: True, options=options)
+    origins = OriginPolicy("https://app\\.example")
+    lane = TokenLane(keys, inference, origins, limits or BodyLimits(), patience or Patience())
+    app = build_app(lane=lane, registry=registry, origins=origins, ready=lambda: True)
     listening = bind("127.0.0.1", 0)
     port = listening.getsockname()[1]
-    listener = Listener(app, listening, connection or ConnectionLimits(), keep_alive_s=5)
+    listener = Listener(app, listening, connection or ConnectionLimits(), None if asgi else lane)
     await listener.start()
     try:
         yield House(port, registry, control, inference, listener, connectors)

@@ -157,7 +157,8 @@ class LocalControlPlane(ControlPlane):
     def _grant(self, entry: _Entry) -> bool:
         """Give *entry* a free slot and tell it; False when there is none for it."""
         model = entry.ask.model
-        avoid = entry.avoid(self._clock.monotonic())
+        now = self._clock.monotonic()
+        avoid = entry.avoid(now)
         node = choose(self._registry.holders(model), self._busy, self._last.get(model), avoid)
         if node is None:
             return False
@@ -165,7 +166,7 @@ class LocalControlPlane(ControlPlane):
         self._busy[node.id] += 1
         self.totals.executions += 1
         entry.executions += 1
-        grant = Grant(entry.ask, target=node.id, model=model, executions=entry.executions)
+        grant = Grant(entry.ask, target=node.id, model=model, executions=entry.executions, granted_at=now)
         self._running[entry.ask.request_id] = (grant, entry)
         entry.told.granted(grant)
         return True

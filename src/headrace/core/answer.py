@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from headrace.kernel.errors import RequestError
+from headrace.ports.control import Grant
 
 
 class Answer(Protocol):
@@ -14,8 +15,8 @@ class Answer(Protocol):
     May be told before `Inference.start` returned. Doesn't raise.
     """
 
-    def head(self, content_type: bytes) -> None:
-        """The answer begins: status 200, a body of this type."""
+    def head(self, content_type: bytes, grant: Grant) -> None:
+        """The answer begins: status 200, a body of this type, from the node that *grant* names."""
 
     def data(self, chunk: bytes) -> None:
         """Some of the body, never empty; for a stream, whole events."""

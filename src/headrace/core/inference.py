@@ -166,7 +166,7 @@ class InferenceCall(Admission, Told, Exchange):
         """The answer begins: no other attempt after this."""
         self._passing = True
         if not self._client_gone:
-            self._answer.head(content_type)
+            self._answer.head(content_type, self._held())
 
     def passed(self, chunk: bytes) -> None:
         """Some of the answer."""

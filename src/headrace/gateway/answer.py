@@ -9,6 +9,7 @@ from headrace.core.answer import Answer
 from headrace.gateway.problems import problem
 from headrace.kernel.errors import RequestError
 from headrace.ports.connector import Exchange
+from headrace.ports.control import Grant
 from headrace.wire.sse import data_event
 
 HIGH_WATER_BYTES = 64 * 1024
@@ -20,6 +21,7 @@ class PulledAnswer(Answer):
 
     def __init__(self) -> None:
         self.content_type: bytes | None = None
+        self.grant: Grant | None = None
         self.error: RequestError | None = None
         self._chunks: deque[bytes] = deque()
         self._size = 0
@@ -33,9 +35,10 @@ class PulledAnswer(Answer):
         self._exchange = exchange
         self._balance()
 
-    def head(self, content_type: bytes) -> None:
+    def head(self, content_type: bytes, grant: Grant) -> None:
         """The answer begins."""
         self.content_type = content_type
+        self.grant = grant
         self._news.set()
 
     def data(self, chunk: bytes) -> None:

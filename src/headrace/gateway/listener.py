@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-import time
-from email.utils import formatdate
 from functools import partial
+from typing import cast
 
 import structlog
 from starlette.types import ASGIApp
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from headrace.gateway.protocol import ConnectionLimits, GatewayProtocol
+from headrace.gateway.gate import ConnectionLimits, Gate
+from headrace.gateway.protocol import GatewayProtocol
+from headrace.gateway.token_lane import TokenLane
 from headrace.kernel.aio import Tasks
 from headrace.kernel.errors import StartupError
 
@@ -44,13 +45,14 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Listener:
-    """Serves an ASGI application on one socket."""
+    """Serves an ASGI application on one socket, and inference requests on the token lane, where there is one."""
 
     def __init__(
-        self, app: ASGIApp, listening: socket.socket, limits: ConnectionLimits, keep_alive_s: float
+        self, app: ASGIApp, listening: socket.socket, limits: ConnectionLimits, lane: TokenLane | None = None
     ) -> None:
         self._socket = listening
-        self._limits = limits
+        self._gate = Gate(limits)
+        self._lane = lane
         self._config = Config(
             app,
             interface="asgi3",
@@ -60,7 +62,6 @@ class Listener:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=max(1, round(keep_alive_s)),
         )
         self._state = ServerState()
         self._tasks = Tasks()
@@ -74,9 +75,9 @@ class Listener:
     async def start(self) -> None:
         """Accept connections from now on."""
         self._config.load()
-        self._tasks.spawn(self._date(), name="date header")
+        self._tasks.spawn(self._gate.sweep(self._connections), name="connection deadlines")
         loop = asyncio.get_running_loop()
-        protocol = partial(GatewayProtocol, self._config, self._state, {}, self._limits)
+        protocol = partial(GatewayProtocol, self._config, self._state, {}, self._gate, self._lane)
         self._server = await loop.create_server(protocol, sock=self._socket, backlog=4096)
 
     def stop_accepting(self) -> None:
@@ -88,8 +89,10 @@ class Listener:
 
     async def drained(self) -> None:
         """Wait until the last running request has been answered."""
-        while self._state.tasks:
-            await asyncio.wait(tuple(self._state.tasks))
+        while self._state.tasks or self._gate.answering:
+            if self._state.tasks:
+                await asyncio.wait(tuple(self._state.tasks))
+            await self._gate.quiet()
 
     async def close(self) -> None:
         """Cut what is still open; each request sees its client gone, and ends."""
@@ -106,12 +109,10 @@ class Listener:
         await self._tasks.close()
         self._socket.close()
 
-    async def _date(self) -> None:
-        """Keep the header `date` of all responses right."""
-        while True:
-            now = time.time()
-            self._state.default_headers = [(b"date", formatdate(now, usegmt=True).encode())]
-            await asyncio.sleep(1.0 - now % 1.0)
+    def _connections(self) -> tuple[GatewayProtocol, ...]:
+        if self._gate.date:
+            self._state.default_headers = [(b"date", self._gate.date[6:-2])]
+        return tuple(cast("set[GatewayProtocol]", self._state.connections))
 
 
 def _bind_failure(host: str, port: int, error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,11 @@ class Problem:
     headers: Mapping[bytes, bytes] = field(default_factory=dict)
     closes: bool = False
 
+    @property
+    def status_line(self) -> bytes:
+        """The status as it stands in a status line."""
+        return b"%d %b" % (self.status, _reason(self.status))
+
 
 def problem(error: RequestError) -> Problem:
     """What the client gets for *error*."""
@@ -53,6 +59,13 @@ def problem(error: RequestError) -> Problem:
         _headers(error),
         closes=isinstance(error, errors.BodyTooLarge | errors.HeadersTooLarge | errors.RequestTimeout),
     )
+
+
+def _reason(status: int) -> bytes:
+    try:
+        return http.HTTPStatus(status).phrase.encode()
+    except ValueError:
+        return b"Refused"
 
 
 def _kind(error: RequestError) -> tuple[int, str, str | None]:

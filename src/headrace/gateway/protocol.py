@@ -1,23 +1,26 @@
-"""The listener's protocol: uvicorn's HTTP over httptools, with the bounds that uvicorn leaves open.
+"""The listener's protocol: uvicorn's HTTP over httptools, with two lanes, and the bounds that uvicorn leaves open.
 
-What is added: limits on the bytes and the time of a request's head, on connections, errors of the parser in OpenAI's
-envelope with a request id, and a disconnect that is always seen: bytes behind a running request are dropped while
-reading goes on (uvicorn stops reading there, and then misses it), and the connection closes after that answer.
+Inference requests take the *token lane*: they are answered here, without an ASGI cycle or a task. All others go to the
+ASGI application as uvicorn does it. Both get: limits on the bytes, number and time of a request's head, on connections, on
+the time a client may leave our bytes unread; errors of the parser in OpenAI's envelope; and a disconnect that is always
+seen: bytes behind a running request are dropped while reading goes on (uvicorn stops reading there, and then misses it), and
+the connection closes after that answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from headrace.gateway.gate import NEVER, Gate
 from headrace.gateway.problems import problem
+from headrace.gateway.token_lane import Client, TokenLane, TokenRequest
 from headrace.kernel.errors import HeadersTooLarge, InvalidRequest, RequestError, RequestTimeout, Unavailable
 from headrace.kernel.ids import request_id
 from headrace.kernel.units import format_bytes
@@ -27,59 +30,67 @@ LINGER_S = 2.0
 """How long a client that is still sending may go on after we hung up, so that it reads our answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionLimits:
-    """Bounds of one connection, and on how many there are."""
+class GatewayProtocol(HttpToolsProtocol, Client):
+    """One client connection.
 
-    head_bytes: int = 64 * 1024
-    head_time_s: float = 10.0
-    connections: int = 10_000
-
-
-class GatewayProtocol(HttpToolsProtocol):
-    """One client connection."""
+    A request's life here: idle → head → body → answering → idle. `deadline` belongs to whichever it is in.
+    """
 
     def __init__(
         self,
         config: Config,
         server_state: ServerState,
         app_state: dict[str, Any],
-        limits: ConnectionLimits,
+        gate: Gate,
+        lane: TokenLane | None = None,
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._limits = limits
+        self.gate = gate
+        self.deadline = NEVER
+        self._lane = lane
+        self._request: TokenRequest | None = None  # on the token lane, until its answer is complete
         self._head_bytes = 0
         self._in_head = False
         self._in_body = False
         self._deaf = False  # what still comes on this connection is dropped
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._keep_alive = True
+        self._unread_bytes: int | None = (
+            None  # while the client doesn't keep up: what it had left unread when we looked
+        )
+
+    # What asyncio tells
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or say that there are too many."""
         super().connection_made(transport)  # type: ignore[arg-type]  # uvicorn's is narrower than asyncio's
-        if len(self.connections) > self._limits.connections:
+        self.write = self.transport.write
+        if len(self.connections) > self.gate.limits.connections:
             self._refuse(Unavailable("Too many connections.", retry_after_s=1.0, code="too_many_connections"))
         else:
-            self._time_head()
+            self.deadline = self.gate.now() + self.gate.limits.head_time_s
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
-        self._stop_head_timer()
+        self.deadline = NEVER
+        if self._request is not None:
+            request, self._request = self._request, None
+            request.gone()
+            self.gate.done(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, within the bounds."""
         if self._deaf:
             return
-        if not self._in_body and self._answering():
-            self._hang_up_after_answer()
-            return
-        if self._answering() or not self._in_body:
-            self._unset_keepalive_if_required()  # but a body that nobody reads any more doesn't keep us
-        if self._head_timer is None and not self._in_body:
-            self._time_head()
-        if self._in_head or not self._in_body:
+        if not self._in_body:
+            if self._answering():
+                self._hang_up_after_answer()
+                return
+            if not self._in_head:
+                self._in_head = True
+                self._head_bytes = 0
+                self.deadline = self.gate.now() + self.gate.limits.head_time_s
             self._head_bytes += len(data)
         try:
             self.parser.feed_data(data)
@@ -93,8 +104,54 @@ class GatewayProtocol(HttpToolsProtocol):
                 else InvalidRequest("The request is not valid HTTP.", code="invalid_http")
             )
         else:
-            if self._in_head and self._head_bytes > self._limits.head_bytes:
+            if self._in_head and self._head_bytes > self.gate.limits.head_bytes:
                 self._refuse(self._head_too_large())
+
+    def pause_writing(self) -> None:
+        """The client doesn't keep up: its backend waits."""
+        self._unread_bytes = self.transport.get_write_buffer_size()
+        self.deadline = self.gate.now() + self.gate.limits.write_s
+        if self._request is None:
+            self.flow.pause_writing()
+        elif self._request.call is not None:
+            self._request.call.pause()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._unread_bytes = None
+        self.flow.resume_writing()
+        if self._request is not None:
+            self.deadline = NEVER
+            if self._request.call is not None:
+                self._request.call.resume()
+        elif not self._answering():
+            self._await_next()
+
+    def overdue(self, now: float) -> None:
+        """A deadline has passed: whose, depends on what the connection is at."""
+        self.deadline = NEVER
+        if self._unread_bytes is not None:
+            self._check_progress(now)
+        elif self.transport.is_closing():
+            self.transport.abort()
+        elif self._request is not None:
+            self._request.overdue(now)
+        elif self._in_head:
+            limit_s = self.gate.limits.head_time_s
+            self._refuse(RequestTimeout(f"The request's head didn't arrive within {limit_s:g} s."))
+        elif not self._answering():
+            self.transport.close()
+
+    def _check_progress(self, now: float) -> None:
+        """A slow reader may go on; one that read nothing since we looked is cut off."""
+        left = self.transport.get_write_buffer_size()
+        if self._unread_bytes is not None and left >= self._unread_bytes:
+            self.transport.abort()
+        else:
+            self._unread_bytes = left
+            self.deadline = now + self.gate.limits.write_s
+
+    # What the parser finds
 
     def on_message_begin(self) -> None:
         """A request begins; one behind a running request is not looked at."""
@@ -102,57 +159,118 @@ class GatewayProtocol(HttpToolsProtocol):
             self._hang_up_after_answer()
             return
         self._in_head = True
-        super().on_message_begin()
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.expect_100_continue = False
 
     def on_url(self, url: bytes) -> None:
         """A piece of the request target."""
-        if not self._deaf:
-            super().on_url(url)
+        self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
         if not self._deaf:
-            super().on_header(name, value)
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """Check the head's bounds, then start the request."""
+        """Check the head's bounds, then start the request on its lane."""
         if self._deaf:
             return
-        self._stop_head_timer()
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if size > self._limits.head_bytes or len(self.headers) > MAX_HEADERS:
+        if self._head_bytes > self.gate.limits.head_bytes:  # else the head within it is small enough, too
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > self.gate.limits.head_bytes:
+                raise self._head_too_large()
+        if len(self.headers) > MAX_HEADERS:
             raise self._head_too_large()
         if self.parser.should_upgrade():
             raise InvalidRequest("This server doesn't switch protocols.", code="upgrade_refused")
-        _check_target(self.url)
-        self._in_head, self._in_body, self._head_bytes = False, True, 0
-        super().on_headers_complete()
-        self.cycle.transport = _AnswerTransport(self.transport, self._hang_up)  # type: ignore[assignment]
+        self._in_head, self._in_body, self.deadline = False, True, NEVER
+        operation = self._lane and self._lane.operation(self.parser.get_method(), self.url)
+        if self._lane is not None and operation:
+            modern = self.parser.get_http_version() != "1.0"
+            self._keep_alive = modern and self.parser.should_keep_alive()
+            self._request = TokenRequest(self._lane, operation, self, chunked=modern)
+            self.gate.begin(self)
+            if any(name == b"expect" for name, _ in self.headers):
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._request.begin(self.headers)
+        else:
+            self._start_cycle()
 
     def on_body(self, body: bytes) -> None:
         """Some of the request's body."""
-        if not self._deaf:
+        if self._request is not None:
+            self._request.body(body)
+        elif not self._deaf and self.cycle is not None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request has been read."""
-        if not self._deaf:
-            self._in_body = False
+        if self._deaf:
+            return
+        self._in_body = False
+        if self._request is not None:
+            self._request.complete()
+        elif self.cycle is not None:
             super().on_message_complete()
+        if not self._answering():
+            self._await_next()
 
-    def timeout_keep_alive_handler(self) -> None:
-        """No next request came."""
-        self.transport.close()
+    # What the lanes tell
+
+    def answered(self, *, closes: bool) -> None:
+        """The token lane's response is complete."""
+        self._request = None
+        self.gate.done(self)
+        if closes or self._deaf or not self._keep_alive:
+            self._hang_up()
+        else:
+            self._await_next()
+
+    def on_response_complete(self) -> None:
+        """The ASGI lane's response is complete."""
+        self.server_state.total_requests += 1
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            self._await_next()
+
+    def shutdown(self) -> None:
+        """No further request on this connection; a running one goes on."""
+        if not self._answering():
+            self.transport.close()
+        elif self._request is not None:
+            self._keep_alive = False
+        else:
+            self.cycle.keep_alive = False
+
+    def _start_cycle(self) -> None:
+        """Hand the request to uvicorn, which sets up its own state for it."""
+        _check_target(self.url)
+        url, headers = self.url, self.headers
+        super().on_message_begin()
+        self.url = url
+        self.headers += headers
+        self.expect_100_continue = (b"expect", b"100-continue") in headers
+        super().on_headers_complete()
+        self.cycle.transport = _AnswerTransport(self.transport, self._hang_up)  # type: ignore[assignment]
 
     def _answering(self) -> bool:
+        if self._request is not None:
+            return True
         cycle: RequestResponseCycle | None = (
             self.cycle
         )  # None before the first request, whatever uvicorn declares
         return cycle is not None and not cycle.response_complete
 
+    def _await_next(self) -> None:
+        """The next request may come; what is left of this one's body, if anything, is dropped till then."""
+        self.deadline = self.gate.now() + self.gate.limits.keep_alive_s
+
     def _hang_up_after_answer(self) -> None:
         self._deaf = True
-        self.cycle.keep_alive = False
+        self._keep_alive = False
+        if self._request is None:
+            self.cycle.keep_alive = False
 
     def _hang_up(self) -> None:
         """Close, but not under the feet of a client that is still sending: a reset would take our answer from it."""
@@ -165,52 +283,41 @@ class GatewayProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.transport.close)
 
-    def _time_head(self) -> None:
-        self._head_timer = self.loop.call_later(self._limits.head_time_s, self._head_late)
-
-    def _stop_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _head_late(self) -> None:
-        self._head_timer = None
-        if self._in_head or self._head_bytes:
-            self._refuse(
-                RequestTimeout(f"The request's head didn't arrive within {self._limits.head_time_s:g} s.")
-            )
-        else:
-            self.transport.close()
-
     def _head_too_large(self) -> HeadersTooLarge:
-        return HeadersTooLarge(
-            f"The request's head is over the limit of {format_bytes(self._limits.head_bytes)} "
-            f"or {MAX_HEADERS} headers."
-        )
+        limit = format_bytes(self.gate.limits.head_bytes)
+        return HeadersTooLarge(f"The request's head is over the limit of {limit} or {MAX_HEADERS} headers.")
 
     def _refuse(self, error: RequestError) -> None:
-        """Answer outside of any ASGI request, and hang up."""
+        """Answer what can't be read any further, and hang up."""
         self._deaf = True
-        self._stop_head_timer()
+        if self._request is not None:
+            self._keep_alive = False
+            if self._in_body:
+                self._request.fail(error)
+            return  # else the garbage came behind a whole request, which still gets its answer
         if self._answering():
             self.cycle.keep_alive = False
             if not self.cycle.more_body:
-                return  # the garbage came behind a whole request, which still gets its answer
+                return
             self.cycle.disconnected = True
             self.cycle.message_event.set()
             if self.cycle.response_started:
                 self.transport.close()
                 return
         refusal = problem(error)
-        headers = {
-            b"content-type": b"application/json",
-            b"content-length": str(len(refusal.body)).encode(),
-            b"connection": b"close",
-            b"x-request-id": request_id().encode(),
-            **refusal.headers,
-        }
-        head = b"".join([name + b": " + value + b"\r\n" for name, value in headers.items()])
-        self.transport.write(STATUS_LINE[refusal.status] + head + b"\r\n" + refusal.body)
+        lines = b"".join([name + b": " + value + b"\r\n" for name, value in refusal.headers.items()])
+        self.transport.write(
+            b"HTTP/1.1 %b\r\n%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n"
+            b"x-request-id: %b\r\n%b\r\n%b"
+            % (
+                refusal.status_line,
+                self.gate.date,
+                len(refusal.body),
+                request_id().encode(),
+                lines,
+                refusal.body,
+            )
+        )
         self._in_head = True  # whatever it was, it wasn't read to its end
         self._hang_up()
 

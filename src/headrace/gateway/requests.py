@@ -10,6 +10,8 @@ from starlette.requests import Request
 from headrace.kernel.errors import BodyTooLarge, RequestError, RequestTimeout, UnsupportedMedia
 from headrace.kernel.units import format_bytes
 
+_JSON = "application/json"
+
 
 class ClientGone(Exception):
     """The client left before its request was complete; there's nobody to answer."""
@@ -33,18 +35,27 @@ async def read_json_body(request: Request, limits: BodyLimits) -> bytes:
         RequestTimeout: it didn't arrive in time.
         ClientGone: the client left.
     """
-    media = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if media != "application/json" and not media.endswith("+json"):
-        raise UnsupportedMedia(f"Send the body as application/json, not {media[:80]!r}.")
-    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
-        raise UnsupportedMedia("Send the body uncompressed (no Content-Encoding).")
+    check_media(request.headers.get("content-type", _JSON), request.headers.get("content-encoding", ""))
     if int(request.headers.get("content-length", "0")) > limits.max_bytes:
-        raise _too_large(limits)
+        raise too_large(limits)
     try:
         async with asyncio.timeout(limits.total_s):
             return await _receive_all(request, limits)
     except TimeoutError:
         raise RequestTimeout("The body didn't arrive in time.") from None
+
+
+def check_media(content_type: str, content_encoding: str) -> None:
+    """Refuse what isn't plain JSON by its headers.
+
+    Raises:
+        UnsupportedMedia: it says that it is something else, or compressed.
+    """
+    media = content_type.partition(";")[0].strip().lower()
+    if media != _JSON and not media.endswith("+json"):
+        raise UnsupportedMedia(f"Send the body as {_JSON}, not {media[:80]!r}.")
+    if content_encoding.strip().lower() not in ("", "identity"):
+        raise UnsupportedMedia("Send the body uncompressed (no Content-Encoding).")
 
 
 async def _receive_all(request: Request, limits: BodyLimits) -> bytes:
@@ -60,10 +71,11 @@ async def _receive_all(request: Request, limits: BodyLimits) -> bytes:
         more = message.get("more_body", False)
         size += len(part)
         if size > limits.max_bytes:
-            raise _too_large(limits)
+            raise too_large(limits)
         parts.append(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _too_large(limits: BodyLimits) -> RequestError:
+def too_large(limits: BodyLimits) -> RequestError:
+    """The error for a body over the limit."""
     return BodyTooLarge(f"The body is over the limit of {format_bytes(limits.max_bytes)}.")

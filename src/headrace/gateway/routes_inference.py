@@ -7,44 +7,38 @@ import asyncio
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from headrace.control.access import KeyRing, read_key
-from headrace.core.inference import Inference, InferenceCall
+from headrace.control.access import read_key
+from headrace.core.inference import InferenceCall
 from headrace.domain.inference import Operation
 from headrace.gateway.answer import PulledAnswer
 from headrace.gateway.problems import problem
-from headrace.gateway.requests import BodyLimits, ClientGone, read_json_body
+from headrace.gateway.requests import ClientGone, read_json_body
 from headrace.gateway.responses import send_head, send_problem
+from headrace.gateway.token_lane import TokenLane
 from headrace.wire.openai import decode_request
 
 
 class InferenceRoute:
-    """Answers one inference operation: who asks, what for, and then bytes until the end. An ASGI application."""
+    """Answers one inference operation: who asks, what for, and then bytes until the end. An ASGI application.
 
-    def __init__(
-        self,
-        operation: Operation,
-        keys: KeyRing,
-        inference: Inference,
-        limits: BodyLimits,
-        default_model: str = "",
-    ) -> None:
+    The token lane takes these requests first; this is for listeners without one.
+    """
+
+    def __init__(self, operation: Operation, lane: TokenLane) -> None:
         self._operation = operation
-        self._keys = keys
-        self._inference = inference
-        self._limits = limits
-        self._default_model = default_model
+        self._lane = lane
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         request = Request(scope, receive)
-        principal = self._keys.authenticate(read_key(scope["headers"]))
+        principal = self._lane.keys.authenticate(read_key(scope["headers"]))
         try:
-            raw_body = await read_json_body(request, self._limits)
+            raw_body = await read_json_body(request, self._lane.limits)
         except ClientGone:
             return
-        body = decode_request(self._operation, raw_body, self._default_model)
+        body = decode_request(self._operation, raw_body, self._lane.default(self._operation))
         answer = PulledAnswer()
-        call = self._inference.start(scope["state"]["request_id"], principal, body, answer)
+        call = self._lane.inference.start(scope["state"]["request_id"], principal, body, answer)
         try:
             answer.attach(call)
             async with asyncio.TaskGroup() as group:

@@ -33,12 +33,14 @@ class Grant:
     target: id of the node, for which the stream plane has a connector.
     model: the name under which that node knows the model.
     executions: how many times the request was granted so far, this time included.
+    granted_at: when, on the granting process's monotonic clock.
     """
 
     ask: Ask
     target: str
     model: str
     executions: int = 1
+    granted_at: float = 0.0
 
 
 class Ending(StrEnum):

@@ -1,0 +1,272 @@
+"""The token lane: inference requests, answered by the connection itself.
+
+No ASGI cycle, no task and no coroutine: what the backend sends is written to the client's transport as it comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from headrace.control.access import KeyRing
+from headrace.core.answer import Answer
+from headrace.core.inference import Inference, InferenceCall
+from headrace.domain.access import Principal
+from headrace.domain.inference import Operation
+from headrace.gateway.gate import NEVER, Gate
+from headrace.gateway.problems import Problem, problem
+from headrace.gateway.requests import BodyLimits, check_media, too_large
+from headrace.kernel.errors import RequestError, RequestTimeout
+from headrace.kernel.ids import request_id
+from headrace.ports.control import Grant
+from headrace.wire.openai import decode_request
+from headrace.wire.sse import data_event
+
+Fields = list[tuple[bytes, bytes]]
+
+_EVENT_STREAM = b"text/event-stream"
+_COMMENT = b": still working\n\n"
+_LAST_CHUNK = b"0\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How a long wait looks to the client of a stream.
+
+    grace_s: until then nothing is sent, so that an error keeps its status. Then the head goes out, and a comment now and
+    every interval_s until the first event.
+    """
+
+    grace_s: float = 10.0
+    interval_s: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLane:
+    """The parts that inference requests pass through, and the settings of the way."""
+
+    keys: KeyRing
+    inference: Inference
+    cors: Cors
+    limits: BodyLimits = field(default_factory=BodyLimits)
+    patience: Patience = field(default_factory=Patience)
+    default_model: str = ""
+    default_embedding_model: str = ""
+
+    def operation(self, method: bytes, target: bytes) -> Operation | None:
+        """Which inference operation a request line asks for; None: not one of this lane."""
+        return _OPERATIONS.get(target.partition(b"?")[0]) if method == b"POST" else None
+
+    def default(self, operation: Operation) -> str:
+        """The model for a request that names none; empty where it must."""
+        return self.default_embedding_model if operation is Operation.EMBEDDING else self.default_model
+
+
+_OPERATIONS = {operation.path.encode(): operation for operation in Operation}
+
+
+class Cors(Protocol):
+    """Which response headers a browser's page needs."""
+
+    def lines(self, origin: bytes) -> bytes:
+        """Header lines for a request with this `Origin`; empty where it isn't allowed or there is none."""
+
+
+class Client(Protocol):
+    """The connection that a request came on."""
+
+    gate: Gate
+    deadline: float
+    write: Callable[
+        [bytes], None
+    ]  # puts bytes on their way; what doesn't fit is buffered, and the call paused
+
+    def answered(self, *, closes: bool) -> None:
+        """The response is complete."""
+
+
+class TokenRequest(Answer):
+    """One inference request on the token lane, from its head to the last byte of its answer."""
+
+    __slots__ = (
+        "_chunked",
+        "_client",
+        "_cors",
+        "_lane",
+        "_operation",
+        "_parts",
+        "_principal",
+        "_received",
+        "_size",
+        "_streaming",
+        "_whole_head",
+        "call",
+        "id",
+        "over",
+    )
+
+    def __init__(self, lane: TokenLane, operation: Operation, client: Client, *, chunked: bool) -> None:
+        self.id = request_id()
+        self.call: InferenceCall | None = None
+        self.over = False
+        self._lane = lane
+        self._operation = operation
+        self._client = client
+        self._chunked = chunked
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._streaming = False
+        self._received = 0.0
+
+    def begin(self, fields: Fields) -> None:
+        """The request's head is here: whatever it alone can decide is decided before the body is read."""
+        now = self._client.gate.now()
+        self._client.deadline = now + self._lane.limits.pause_s
+        self._received = now
+        key = origin = encoding = b""
+        media = b"application/json"
+        length = 0
+        for name, value in fields:
+            if name == b"authorization":
+                key = value[7:].strip() if value[:7].lower() == b"bearer " else key
+            elif name == b"x-api-key":
+                key = key or value.strip()
+            elif name == b"content-type":
+                media = value
+            elif name == b"content-encoding":
+                encoding = value
+            elif name == b"content-length":
+                length = int(value)
+            elif name == b"origin":
+                origin = value
+        self._cors = self._lane.cors.lines(origin)
+        try:
+            self._principal: Principal = self._lane.keys.authenticate(key)
+            if media != b"application/json" or encoding:
+                check_media(media.decode("latin-1"), encoding.decode("latin-1"))
+            if length > self._lane.limits.max_bytes:
+                raise too_large(self._lane.limits)
+        except RequestError as error:
+            self.fail(error)
+
+    def body(self, data: bytes) -> None:
+        """Some of the request's body."""
+        if self.over:
+            return
+        self._size += len(data)
+        if self._size > self._lane.limits.max_bytes:
+            self.fail(too_large(self._lane.limits))
+            return
+        self._parts.append(data)
+        limits = self._lane.limits
+        self._client.deadline = min(self._client.gate.now() + limits.pause_s, self._received + limits.total_s)
+
+    def complete(self) -> None:
+        """The request is here, whole: check it, and ask for its answer."""
+        if self.over:
+            return
+        raw = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts = []
+        try:
+            body = decode_request(self._operation, raw, self._lane.default(self._operation))
+        except RequestError as error:
+            self.fail(error)
+            return
+        self._received = self._client.gate.now()
+        self._client.deadline = self._received + self._lane.patience.grace_s if body.stream else NEVER
+        call = self._lane.inference.start(self.id, self._principal, body, self)
+        if not self.over:
+            self.call = call
+
+    # The answer
+
+    def head(self, content_type: bytes, grant: Grant) -> None:
+        """The answer begins."""
+        overhead_ms = (grant.granted_at - self._received) * 1000
+        facts = b"x-headrace-node: %b\r\nx-headrace-attempts: %d\r\nx-headrace-overhead-ms: %.2f\r\n" % (
+            grant.target.encode(),
+            grant.executions,
+            overhead_ms,
+        )
+        if content_type != _EVENT_STREAM:
+            self._whole_head = b"content-type: " + content_type + b"\r\n" + facts
+        elif not self._streaming:
+            self._begin_stream(facts)
+        self._client.deadline = NEVER
+
+    def data(self, chunk: bytes) -> None:
+        """Some of it."""
+        if not self._streaming:
+            self._parts.append(chunk)
+        elif self._chunked:
+            self._client.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        else:
+            self._client.write(chunk)
+
+    def end(self) -> None:
+        """It is complete."""
+        if self._streaming:
+            self._end_stream()
+        else:
+            self._whole(b"200 OK", b"".join(self._parts), self._whole_head)
+
+    def fail(self, error: RequestError) -> None:
+        """There will be no more of it: a status where none was sent, else a last event."""
+        refusal = problem(error)
+        if self._streaming:
+            self.data(data_event(refusal.body))
+            self._end_stream()
+        else:
+            self._refuse(refusal)
+
+    def gone(self) -> None:
+        """The client is gone."""
+        self.over = True
+        self._parts = []
+        if self.call is not None:
+            self.call.cancel()
+
+    def overdue(self, now: float) -> None:
+        """The client's deadline has passed: the body is late, or the client of a stream should see that we live."""
+        if self.over:
+            return
+        if self.call is None:
+            self.fail(RequestTimeout("The body didn't arrive in time."))
+            return
+        if not self._streaming:
+            self._begin_stream(b"")
+        self.data(_COMMENT)
+        self._client.deadline = now + self._lane.patience.interval_s
+
+    def _begin_stream(self, facts: bytes) -> None:
+        self._streaming = True
+        coding = b"transfer-encoding: chunked\r\n" if self._chunked else b"connection: close\r\n"
+        self._client.write(
+            b"HTTP/1.1 200 OK\r\n%bcontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
+            b"x-accel-buffering: no\r\n%bx-request-id: %b\r\n%b%b\r\n"
+            % (self._client.gate.date, coding, self.id.encode(), facts, self._cors)
+        )
+
+    def _end_stream(self) -> None:
+        self.over = True
+        if self._chunked:
+            self._client.write(_LAST_CHUNK)
+        self._client.answered(closes=not self._chunked)
+
+    def _refuse(self, refusal: Problem) -> None:
+        lines = b"content-type: application/json\r\n"
+        for name, value in refusal.headers.items():
+            lines += name + b": " + value + b"\r\n"
+        if refusal.closes:
+            lines += b"connection: close\r\n"
+        self._whole(refusal.status_line, refusal.body, lines, closes=refusal.closes)
+
+    def _whole(self, status: bytes, body: bytes, lines: bytes, *, closes: bool = False) -> None:
+        self.over = True
+        self._parts = []
+        self._client.write(
+            b"HTTP/1.1 %b\r\n%bcontent-length: %d\r\nx-request-id: %b\r\n%b%b\r\n%b"
+            % (status, self._client.gate.date, len(body), self.id.encode(), lines, self._cors, body)
+        )
+        self._client.answered(closes=closes)
