@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import msgspec
@@ -97,6 +98,43 @@ async def test_the_bytes_of_a_stream(engine: FakeEngine) -> None:
         {"finish_reason": None, "index": 0, "delta": {"role": "assistant", "content": None}}
     ]
     assert '"usage"' not in answer.text  # it wasn't asked for
+
+
+def events_of(answer: httpx2.Response) -> list[dict[str, Any]]:
+    return [
+        msgspec.json.decode(event[6:]) for event in answer.text.split("\n\n") if event.startswith("data: {")
+    ]
+
+
+async def test_the_two_dialects_report_usage_differently() -> None:
+    async with FakeEngine(Script(tokens=2)) as engine:
+        asked = {"stream": True, "stream_options": {"include_usage": True}}
+        own, own_unasked = events_of(await chat(engine, **asked)), events_of(await chat(engine, stream=True))
+        engine.script = Script(tokens=2, dialect="openai")
+        strict, strict_unasked = (
+            events_of(await chat(engine, **asked)),
+            events_of(await chat(engine, stream=True)),
+        )
+    assert [event.get("usage", "absent") for event in own[:-1]] == ["absent"] * 4
+    assert [event["usage"] for event in strict[:-1]] == [None] * 4
+    assert own[-1]["usage"] == strict[-1]["usage"]
+    assert (own[-1]["choices"], strict[-1]["choices"]) == ([], [])
+    assert ["timings" in events[-1] for events in (own, own_unasked, strict, strict_unasked)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert not any("usage" in event for event in own_unasked + strict_unasked)
+
+
+async def test_llama_cpp_reports_a_completions_usage_in_its_last_chunk_unasked(engine: FakeEngine) -> None:
+    async with httpx2.AsyncClient() as http:
+        answer = await http.post(f"{engine.url}/v1/completions", json={"prompt": "a b", "stream": True})
+    *before, last = events_of(answer)
+    assert last["choices"][0]["finish_reason"] == "stop"
+    assert last["usage"]["total_tokens"] == 5
+    assert not any("usage" in event for event in before)
 
 
 async def test_usage_can_be_off() -> None:

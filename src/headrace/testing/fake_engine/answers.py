@@ -1,4 +1,4 @@
-"""The bodies that the fake engine sends: shaped as llama.cpp's server shapes them. Pure, no sockets."""
+"""The bodies that the fake engine sends, shaped as llama.cpp's server was seen to shape them. Pure, no sockets."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def read_ask(path: str, body: Json, script: Script, *, number: int, created: int
     most = body.get("max_completion_tokens") or body.get("max_tokens")
     return Ask(
         chat=chat,
-        id=f"{'chatcmpl' if chat else 'cmpl'}-fake{number}",
+        id=f"{'chatcmpl' if chat or script.dialect == 'llama.cpp' else 'cmpl'}-fake{number}",
         created=created,
         model=str(body.get("model") or script.models[0]),
         stream=bool(body.get("stream")),
@@ -103,7 +103,8 @@ def events(ask: Ask) -> Iterator[Event]:
     choices = range(ask.n)
     if ask.chat:
         for index in choices:
-            yield Event(_chunk(ask, index, {"delta": {"role": "assistant", "content": None}}))
+            content = None if ask.script.dialect == "llama.cpp" else ""
+            yield Event(_chunk(ask, index, {"delta": {"role": "assistant", "content": content}}))
         for delta in _chat_deltas(ask):
             for index in choices:
                 yield Event(_chunk(ask, index, delta), tokens=1)
@@ -111,22 +112,42 @@ def events(ask: Ask) -> Iterator[Event]:
         for piece in ask.pieces():
             for index in choices:
                 yield Event(_chunk(ask, index, {"text": piece}), tokens=1)
-    last: Json = {"delta": {}} if ask.chat else {"text": ""}
-    for index in choices:
-        yield Event(_chunk(ask, index, last | {"finish_reason": ask.finish_reason}))
-    if ask.include_usage and ask.script.usage:
-        yield Event(_envelope(ask, "chat.completion.chunk") | {"choices": [], "usage": ask.usage()})
+    yield from _last_events(ask)
+
+
+def _last_events(ask: Ask) -> Iterator[Event]:
+    """Finish reasons and usage. llama.cpp puts the usage of a text completion into its last chunk, asked for or not;
+    and its own `timings` into whatever comes last.
+    """
+    own_form = ask.script.dialect == "llama.cpp"
+    in_last_chunk = own_form and not ask.chat
+    extra_chunk = ask.include_usage and ask.script.usage and not in_last_chunk
+    end: Json = {"delta": {}} if ask.chat else {"text": ""}
+    for index in range(ask.n):
+        chunk = _chunk(ask, index, end | {"finish_reason": ask.finish_reason})
+        if index == ask.n - 1 and in_last_chunk and ask.script.usage:
+            chunk["usage"] = ask.usage()
+        if index == ask.n - 1 and own_form and not extra_chunk:
+            chunk["timings"] = _timings(ask)
+        yield Event(chunk)
+    if extra_chunk:
+        last = _envelope(ask, "chat.completion.chunk") | {"choices": [], "usage": ask.usage()}
+        yield Event(last | {"timings": _timings(ask)} if own_form else last)
 
 
 def whole(ask: Ask) -> Json:
     """The answer in one piece."""
     text = "".join(ask.pieces())
-    content: Json = {"message": _message(ask, text)} if ask.chat else {"text": text}
+    content: Json = {"message": _message(ask, text)} if ask.chat else {"text": text, "logprobs": None}
     if ask.logprobs and ask.chat:
         content["logprobs"] = {"content": [_logprob(piece) for piece in ask.pieces()]}
     choices = [{"index": index, "finish_reason": ask.finish_reason} | content for index in range(ask.n)]
     answer = _envelope(ask, "chat.completion") | {"choices": choices}
-    return answer | {"usage": ask.usage()} if ask.script.usage else answer
+    if ask.script.usage:
+        answer["usage"] = ask.usage()
+    if ask.script.dialect == "llama.cpp":
+        answer["timings"] = _timings(ask)
+    return answer
 
 
 def embeddings(body: Json, script: Script) -> Json:
@@ -176,17 +197,25 @@ def count_words(value: object) -> int:
 
 def _envelope(ask: Ask, kind: str) -> Json:
     return {
-        "id": ask.id,
-        "object": kind if ask.chat else "text_completion",
+        "choices": None,  # its place is first; whoever makes the object sets it
         "created": ask.created,
+        "id": ask.id,
         "model": ask.model,
         "system_fingerprint": "fake",
+        "object": kind if ask.chat else "text_completion",
     }
 
 
 def _chunk(ask: Ask, index: int, content: Json) -> Json:
-    choice: Json = {"finish_reason": None, "index": index} | content
-    return _envelope(ask, "chat.completion.chunk") | {"choices": [choice]}
+    choice: Json = (
+        {"finish_reason": None, "index": index} | ({} if ask.chat else {"logprobs": None}) | content
+    )
+    chunk = _envelope(ask, "chat.completion.chunk") | {"choices": [choice]}
+    return chunk | {"usage": None} if ask.include_usage and ask.script.dialect == "openai" else chunk
+
+
+def _timings(ask: Ask) -> Json:
+    return {"prompt_n": ask.prompt_tokens, "predicted_n": len(ask.pieces()), "predicted_ms": 1.0}
 
 
 def _chat_deltas(ask: Ask) -> Iterator[Json]:

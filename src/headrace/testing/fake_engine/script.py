@@ -56,6 +56,8 @@ class ToolCall(msgspec.Struct, frozen=True):
 class Script:
     """How the engine answers. `dataclasses.replace` makes a variant.
 
+    dialect: "openai" has `usage: null` in the chunks before the usage chunk, and no `timings`; llama.cpp has `timings`
+        at the end, and the usage of a streamed text completion in its last chunk, asked for or not.
     models: what `/v1/models` lists. checks_model: others get 404; else every name is served, as llama.cpp does.
     tokens: how many are produced ("tok0 tok1 …"), fewer where the request asks for fewer.
     text, reasoning, tool_calls: say these instead of the counted tokens.
@@ -69,6 +71,7 @@ class Script:
     fault: what goes wrong, in every request; None: nothing.
     """
 
+    dialect: Literal["llama.cpp", "openai"] = "llama.cpp"
     models: tuple[str, ...] = ("fake",)
     checks_model: bool = False
     tokens: int = 8
