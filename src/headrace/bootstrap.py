@@ -39,7 +39,7 @@ from headrace.kernel.aio import Tasks
 from headrace.kernel.clock import Clock, SystemClock
 from headrace.kernel.errors import Unavailable
 from headrace.observe.logging import configure_logging
-from headrace.ports.connector import Connector, Timeouts
+from headrace.ports.connector import Connector, Timeouts, Traits
 from headrace.settings import Engine, Settings, Upstream
 
 log = structlog.get_logger(__name__)
@@ -200,6 +200,7 @@ def _upstream(upstream: Upstream, connectors: dict[str, Connector], clock: Clock
         headers=[(b"authorization", b"Bearer " + key.encode())] if key else [],
         limits=ConnectionPool(connections=upstream.capacity + 16, idle=upstream.capacity),
         timeouts=Timeouts(times.connect, times.first_byte, times.idle),
+        traits=Traits(cancels_unstreamed=upstream.cancels_unstreamed, slots=upstream.capacity),
     )
     node = Node(upstream.name, "direct", capacity=upstream.capacity, tags=frozenset(upstream.tags))
     return Watched(node, upstream.models)

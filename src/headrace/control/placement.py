@@ -18,9 +18,10 @@ def choose(
 
     *busy*: node id → requests that it runs now. *last*: id of the node that was chosen before for this model.
     """
-    start = next((i + 1 for i, node in enumerate(holders) if node.id == last), 0)
-    for i in range(len(holders)):
-        node = holders[(start + i) % len(holders)]
+    start = 0
+    if last is not None and len(holders) > 1:
+        start = next((i + 1 for i, node in enumerate(holders) if node.id == last), 0)
+    for node in (*holders[start:], *holders[:start]) if start else holders:
         if node.state is NodeState.READY and node.id not in avoid and busy.get(node.id, 0) < node.capacity:
             return node
     return None
@@ -28,8 +29,9 @@ def choose(
 
 def hopeless(holders: Sequence[Node], model: str) -> RequestError | None:
     """Why waiting for *model* is pointless, or None while one of its *holders* works or is about to."""
-    if any(node.state in (NodeState.READY, NodeState.LOADING) for node in holders):
-        return None
+    for node in holders:
+        if node.state is NodeState.READY or node.state is NodeState.LOADING:
+            return None
     down = [node for node in holders if node.state is NodeState.DOWN]
     if not down:
         return Internal(f"The model {model!r} can't be served: {holders[0].detail or 'its engine failed.'}")

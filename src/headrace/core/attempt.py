@@ -45,10 +45,11 @@ class Told(Protocol):
 class Attempt(Sink):
     """Reads a backend's answer. What the status means, and what makes an answer complete, is decided here, once.
 
-    `exchange` is set right after `Connector.start`, before anything is told.
+    `exchange` is set right after `Connector.start`, before anything is told. `streamed`: the form that it reads.
     """
 
     exchange: Exchange
+    streamed = False
 
     def __init__(self, told: Told, body: InferenceBody) -> None:
         self._told = told
@@ -135,6 +136,8 @@ class Attempt(Sink):
 
 class StreamAttempt(Attempt):
     """A streamed answer for a client that asked for a stream."""
+
+    streamed = True
 
     def __init__(self, told: Told, body: InferenceBody) -> None:
         super().__init__(told, body)

@@ -218,7 +218,7 @@ class InferenceCall(Admission, Told, Exchange):
         return WholeAttempt(self, body)
 
     def _upstream_request(self, grant: Grant, attempt: Attempt, traits: Traits) -> UpstreamRequest:
-        streamed = isinstance(attempt, StreamAttempt)
+        streamed = attempt.streamed
         headers: Headers = [
             (b"content-type", b"application/json"),
             (b"accept", b"text/event-stream" if streamed else b"application/json"),

@@ -47,4 +47,6 @@ class Node:
 def near_names(name: str, known: Iterable[str], most: int = 3) -> list[str]:
     """Those of *known* that look like *name*, best first: for an error that helps."""
     by_lower = {candidate.lower(): candidate for candidate in known}
-    return [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=most, cutoff=0.5)]
+    return [
+        by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=most, cutoff=0.5)
+    ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 CHARS_PER_TOKEN = 4
 """How many characters one token is taken for where nobody counted (X41)."""
@@ -27,8 +28,7 @@ class Operation(Enum):
         return self is not Operation.EMBEDDING
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """Tokens of one request. `estimated`: the backend didn't say, so we counted."""
 
     prompt_tokens: int = 0

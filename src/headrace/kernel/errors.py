@@ -107,7 +107,9 @@ class RequestTimeout(RequestError):
 class UpstreamRefused(RequestError):
     """The backend refused this very request (a 4xx of its own about the request, not about our access to it)."""
 
-    def __init__(self, message: str, *, status: int, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, status: int, param: str | None = None, code: str | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.param = param

@@ -6,8 +6,10 @@ as asyncio's transports do, because a coroutine per chunk is what makes Python g
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from headrace.domain.inference import Operation
 
@@ -27,8 +29,7 @@ class Timeouts:
     idle_s: float = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamRequest:
+class UpstreamRequest(msgspec.Struct, frozen=True):
     """One request to a backend. `path` is below the backend's base URL and begins with a slash; `headers` have no
     hop-by-hop ones, no `host`, no `content-length` and no credentials: those are the connector's.
 
@@ -39,7 +40,7 @@ class UpstreamRequest:
 
     method: str
     path: str
-    headers: Headers = field(default_factory=list)
+    headers: Headers = []
     body: bytes = b""
     timeouts: Timeouts | None = None
     stoppable: bool = True

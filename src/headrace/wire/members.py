@@ -6,6 +6,7 @@ or one in another case, can't mean one thing to us and another to the backend.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Collection
 
@@ -51,7 +52,7 @@ def split(body: bytes, control: Collection[str]) -> Members:
 
 def join(members: Members) -> bytes:
     """The members as one compact JSON object."""
-    return b"{%b}" % b",".join([b"%b:%b" % (_key(name), value) for name, value in members.items()])
+    return b"{" + b",".join([_key(name) + value for name, value in members.items()]) + b"}"
 
 
 def raw(value: object) -> msgspec.Raw:
@@ -106,5 +107,6 @@ def _refuse_repeated(names: Collection[str], control: Collection[str]) -> None:
             )
 
 
+@functools.lru_cache(maxsize=1024)
 def _key(name: str) -> bytes:
-    return b'"%b"' % name.encode() if name.isidentifier() and name.isascii() else msgspec.json.encode(name)
+    return msgspec.json.encode(name) + b":"
