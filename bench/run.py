@@ -14,7 +14,7 @@ from bench.machine import Weather
 from bench.programs import Programs
 from bench.report import Measurement
 from bench.scenarios import in_turns, scenarios, take_turn
-from bench.stacks import STACKS, Site, Stack, Unavailable
+from bench.stacks import STACKS, USUAL, Site, Stack, Unavailable
 
 PARTS = ("gateway", "cancel", "startup", "engine")
 WARM_UP_S = 0.5
@@ -43,9 +43,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each stack under each load")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a turn")
     parser.add_argument(
-        "--stacks", type=_names(STACKS), default=list(STACKS), help="comma-separated; direct always runs"
+        "--stacks", type=_names(STACKS), default=list(USUAL), help="comma-separated; direct always runs"
     )
-    parser.add_argument("--parts", type=_names(PARTS), default=list(PARTS), help="comma-separated")
+    parser.add_argument(
+        "--parts", type=_names(PARTS), default=list(PARTS), help=f"comma-separated, of {', '.join(PARTS)}"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="one round of one second: does it run, not how fast"
     )

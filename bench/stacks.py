@@ -31,6 +31,7 @@ name = "bench"
 url = "http://127.0.0.1:$upstream"
 kind = "openai"
 capacity = 4096
+cancels_unstreamed = $cancels_unstreamed
 """)
 
 ENVOY_YAML = Template("""\
@@ -101,10 +102,15 @@ def direct(site: Site) -> Iterator[Stack]:
 @contextmanager
 def headrace(site: Site) -> Iterator[Stack]:
     """The checkout's own gateway, with a key check, as an operator would start it."""
-    port = free_port()
-    text = HEADRACE_TOML.substitute(port=port, upstream=site.upstream.endpoint.port)
-    with headrace_up(site.folder, text, port, core=GATEWAY_CORE) as process:
-        yield Stack("headrace", Endpoint(port), process.pid, text)
+    with _headrace("headrace", site, cancels_unstreamed=True) as stack:
+        yield stack
+
+
+@contextmanager
+def headrace_assembling(site: Site) -> Iterator[Stack]:
+    """The same for a backend that doesn't stop plain answers: it's asked for streams, and they are put together."""
+    with _headrace("headrace-assembling", site, cancels_unstreamed=False) as stack:
+        yield stack
 
 
 @contextmanager
@@ -136,9 +142,18 @@ def vllm_router(site: Site) -> Iterator[Stack]:
 STACKS: dict[str, Callable[[Site], AbstractContextManager[Stack]]] = {
     "direct": direct,
     "headrace": headrace,
+    "headrace-assembling": headrace_assembling,
     "envoy": envoy,
     "vllm-router": vllm_router,
 }
+USUAL = ("direct", "headrace", "envoy", "vllm-router")
+"""Those that run when nobody says which."""
+
+
+def headrace_toml(port: int, upstream: Upstream, *, cancels_unstreamed: bool) -> str:
+    """The configuration of a gateway in front of one upstream."""
+    told = "true" if cancels_unstreamed else "false"
+    return HEADRACE_TOML.substitute(port=port, upstream=upstream.endpoint.port, cancels_unstreamed=told)
 
 
 def headrace_command() -> Path:
@@ -173,6 +188,16 @@ def headrace_environment(folder: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
     cache = {name: value for name, value in os.environ.items() if name == "HEADRACE_CACHE"}
     return kept | cache | {"HEADRACE_HOME": str(folder / "headrace-home")}
+
+
+@contextmanager
+def _headrace(name: str, site: Site, *, cancels_unstreamed: bool) -> Iterator[Stack]:
+    port = free_port()
+    folder = site.folder / name
+    folder.mkdir(exist_ok=True)
+    text = headrace_toml(port, site.upstream, cancels_unstreamed=cancels_unstreamed)
+    with headrace_up(folder, text, port, core=GATEWAY_CORE) as process:
+        yield Stack(name, Endpoint(port), process.pid, text)
 
 
 def _installed(name: str, path: Path | None) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bench.endpoint import free_port
 from bench.figures import Spread
 from bench.procs import resident_mb
-from bench.stacks import HEADRACE_TOML, Site, headrace_up
+from bench.stacks import Site, headrace_toml, headrace_up
 
 BAR_S = 1.5
 BAR_MB = 90.0
@@ -32,7 +32,7 @@ def measure(site: Site, times: int) -> Startup:
     seconds, resident = [], []
     for _ in range(times):
         port = free_port()
-        toml = HEADRACE_TOML.substitute(port=port, upstream=site.upstream.endpoint.port)
+        toml = headrace_toml(port, site.upstream, cancels_unstreamed=True)
         begun = time.monotonic()
         with headrace_up(site.folder, toml, port) as process:
             seconds.append(time.monotonic() - begun)
