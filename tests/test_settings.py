@@ -116,6 +116,10 @@ def test_which_file_is_read(folder: Path) -> None:
     assert load(folder / "mine.toml", environ).source == folder / "mine.toml"
 
 
+def test_an_engine_and_an_upstream_may_have_one_name() -> None:
+    assert settings("[[engines]]\nid = 'a'\nmodel = 'demo'\n" + UPSTREAM).upstreams[0].name == "a"
+
+
 def test_paths_of_a_file_are_relative_to_it(folder: Path) -> None:
     (folder / "etc").mkdir()
     file = folder / "etc" / "mine.toml"
@@ -287,8 +291,8 @@ class TestMistakes:
                 "give it another.",
             ),
             (
-                "[[engines]]\nid = 'a'\nmodel = 'demo'\n" + UPSTREAM,
-                "'name' in [[upstreams]] number 1 of headrace.toml is 'a', which [[engines]] number 1 is called already; "
+                "[[engines]]\nid = 'a'\nmodel = 'demo'\n" * 2,
+                "'id' in [[engines]] number 2 of headrace.toml is 'a', which [[engines]] number 1 is called already; "
                 "give it another.",
             ),
             (

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from headrace.client import ClientError, HeadraceClient
-from headrace.client.credentials import FIRST_KEY_FILE, kept_key, key_for
+from headrace.client.credentials import is_loopback, kept_key
+from headrace.control.access import FIRST_KEY_FILE
 from headrace.domain.inference import Usage
 from headrace.kernel.errors import ConfigError
 from headrace.ports.connector import (
@@ -345,20 +346,29 @@ def test_keys_that_are_none(key: str) -> None:
 
 
 class TestKeptKey:
-    def test_it_is_presented_to_this_machine_only(self, tmp_path: Path) -> None:
+    def test_it_is_read_from_the_data_folder(self, tmp_path: Path) -> None:
         (tmp_path / FIRST_KEY_FILE).write_text("sk-hr-x\n")
-        for url in ("http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1", "http://127.9.9.9"):
-            assert key_for(url, None, tmp_path) == "sk-hr-x"
-        for url in (
+        assert kept_key(tmp_path) == "sk-hr-x"
+
+    @pytest.mark.parametrize(
+        "url", ["http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1", "http://127.9.9.9"]
+    )
+    def test_this_machine(self, url: str) -> None:
+        assert is_loopback(url)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
             "http://10.0.0.1:1",
             "http://127.0.0.1.evil.com",
             "http://localhost.evil.com",
-            "nonsense",
+            "http://127.0.0.1@evil.com",
+            "x",
             "http://[",
-        ):
-            assert key_for(url, None, tmp_path) is None
-        assert key_for("http://10.0.0.1:1", "given", tmp_path) == "given"
-        assert key_for("http://127.0.0.1:1", "given", tmp_path) == "given"
+        ],
+    )
+    def test_any_other(self, url: str) -> None:
+        assert not is_loopback(url)
 
     def test_no_file_is_no_key_and_a_broken_one_is_an_error(self, tmp_path: Path) -> None:
         assert kept_key(tmp_path) is None

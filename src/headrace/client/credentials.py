@@ -6,10 +6,8 @@ import ipaddress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from headrace.control.access import FIRST_KEY_FILE
 from headrace.kernel.errors import ConfigError
-
-FIRST_KEY_FILE = "first-key"
-"""Name of the file in the data folder that holds it (0600)."""
 
 
 def kept_key(home: Path) -> str | None:
@@ -27,15 +25,6 @@ def kept_key(home: Path) -> str | None:
         raise ConfigError(
             f"The key in {path} can't be read; give one with --key or HEADRACE_API_KEY."
         ) from error
-
-
-def key_for(url: str, given: str | None, home: Path) -> str | None:
-    """The key to present to *url*: the one *given*, else the kept one. It is kept for this machine: it is presented to no
-    other.
-    """
-    if given:
-        return given
-    return kept_key(home) if is_loopback(url) else None
 
 
 def is_loopback(url: str) -> bool:

@@ -77,9 +77,9 @@ def sentences(error: ValidationError, places: Places) -> Iterator[str]:
 
 
 def duplicates(document: Mapping[str, Any], places: Places) -> Iterator[str]:
-    """Engines and upstreams share one set of names: a request is sent to one of them by it."""
-    seen: dict[str, Location] = {}
+    """Engines of one id, upstreams of one name."""
     for section, key in (("engines", "id"), ("upstreams", "name")):
+        seen: dict[str, Location] = {}
         items = document.get(section)
         for number, item in enumerate(items if isinstance(items, list) else ()):
             name = item.get(key) if isinstance(item, dict) else None
