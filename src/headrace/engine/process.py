@@ -126,7 +126,7 @@ class EngineProcess:
                         await process.wait()
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)  # also what it may have spawned
-            await process.wait()
+            await self.wait()  # the log is read to its end, and whoever waits hears of it
             await self._tasks.close()
             if process.stdin is not None:
                 process.stdin.close()
@@ -163,18 +163,19 @@ class EngineProcess:
             await process.stdin.drain()
         try:
             line = await process.stdout.readline()
-            answer = json.loads(line) if line else {}
+            answer = json.loads(line) if line else None
         except ValueError:  # not JSON, or a line beyond the limit
-            answer = {"error": "it said something that isn't understood"}
-        if "ready" in answer:
+            answer = ""
+        if isinstance(answer, dict) and "ready" in answer:
             return
-        if not answer:
-            why = await asyncio.shield(exited)
+        if answer is None:
+            why = await self.wait()
         else:
-            with contextlib.suppress(TimeoutError):  # it leaves by itself, having written all of its log
-                async with asyncio.timeout(self._grace_s):
-                    await asyncio.shield(exited)
-            why = str(answer.get("error", "it said something that isn't understood"))
+            await asyncio.wait(
+                {exited}, timeout=self._grace_s
+            )  # it leaves by itself, having written all of its log
+            told_why = answer.get("error") if isinstance(answer, dict) else None
+            why = str(told_why or "it said something that isn't understood")
         raise LaunchFailed(self._log.first_error() or why, self._log.tail())
 
     async def _read_log(self) -> None:

@@ -132,9 +132,9 @@ class Supervisor:
 
     def start(self) -> None:
         """Begin to load, and return at once; also the way to try again after a failure. Idempotent while it lives."""
-        if self._work is None or self._work.done():
+        if self._life.phase is Phase.FAILED:
             self._enter(Life(Phase.LOADING))
-            self._work = self._tasks.spawn(self._live(), name=f"engine {self._id}")
+            self._work = self._tasks.spawn(self._live(self._work), name=f"engine {self._id}")
 
     async def close(self) -> None:
         """End the engine, whatever it is doing. Idempotent."""
@@ -142,12 +142,15 @@ class Supervisor:
         await self._end_running()
 
     def _died(self, error: BaseException) -> None:
-        log.error("engine supervision broke", action="engine.died", engine=self._id, exc_info=error)
         self._enter(
             Life(Phase.FAILED, self._life.failures, "Headrace itself failed here; its log says more.")
         )
+        log.error("engine supervision broke", action="engine.died", engine=self._id, exc_info=error)
 
-    async def _live(self) -> None:
+    async def _live(self, before: asyncio.Task[object] | None) -> None:
+        if before is not None:  # it told of its failure and may still be clearing up
+            await asyncio.wait({before})
+        await self._end_running()
         life, effect = self._life, cast("Effect", Launch())
         while not isinstance(effect, GiveUp):
             event = await self._carry_out(effect)
