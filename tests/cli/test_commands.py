@@ -19,7 +19,7 @@ from headrace.settings import Settings, load
 from headrace.settings import reference as settings
 from headrace.testing import Script
 from headrace.testing.fake_engine import Refuse
-from support.command_line import Engine, Result, run_apart
+from support.command_line import COMMAND, Engine, Result, run_apart
 
 ROOT = Path(__file__).parents[2]
 SECRET = "sk-hunter2"
@@ -248,6 +248,18 @@ class TestChatOnce:
         assert run_apart(*arguments, "explain", piped="from the pipe\n").out == "tok0\n"
         asked = [received.json()["messages"][0]["content"] for received in engine.fake.stats.received]
         assert asked == ["from the pipe", "explain\n\nfrom the pipe"]
+
+    @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+    def test_what_is_no_text_is_refused(self, locale: str) -> None:
+        done = subprocess.run(
+            [*COMMAND, "chat", "--url", "http://127.0.0.1:1", "--key", "k"],
+            input=b"\xff\xfe\x00",
+            capture_output=True,
+            timeout=60,
+            check=False,
+            env={**os.environ, "LC_ALL": locale},
+        )
+        assert (done.returncode, done.stderr) == (1, b"headrace: What was piped in is not text.\n")
 
     def test_no_question_at_all(self, headrace: Command) -> None:
         result = headrace("chat", "--url", "http://127.0.0.1:1", "--key", "k")

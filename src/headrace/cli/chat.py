@@ -54,7 +54,7 @@ def chat(
     """
     gateway = access.find_gateway(url, key, config)
     asked = _question(question)
-    if asked is None and not sys.stdin.isatty():
+    if asked is None and not (sys.stdin and sys.stdin.isatty()):
         raise HeadraceError("There is no question: give one, or pipe one in.")
     conversation = Conversation(model or asyncio.run(_default_model(gateway)), system)
     if asked is None:
@@ -68,15 +68,25 @@ def chat(
 
 def _question(given: str | None) -> str | None:
     """What is asked: the argument and what is piped in. None: nothing, so it becomes a talk."""
-    mode = fstat(sys.stdin.fileno()).st_mode
-    piped = ""
-    if stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode):
-        piped = sys.stdin.read(_MOST_INPUT_CHARS + 1)
-        if len(piped) > _MOST_INPUT_CHARS:
-            raise HeadraceError(
-                f"More than {_MOST_INPUT_CHARS} characters were piped in; that is too much for a model."
-            )
+    piped = _piped()
     return "\n\n".join(part.strip() for part in (given, piped) if part and part.strip()) or None
+
+
+def _piped() -> str:
+    """What comes through a pipe or from a file. A device that is no terminal (cron's, say) is not waited for."""
+    mode = fstat(sys.stdin.fileno()).st_mode if sys.stdin else 0
+    if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)):
+        return ""
+    try:
+        text = sys.stdin.read(_MOST_INPUT_CHARS + 1)
+        text.encode()  # in some locales Python lets anything in, and fails only when it is to go out
+    except UnicodeError as error:
+        raise HeadraceError("What was piped in is not text.") from error
+    if len(text) > _MOST_INPUT_CHARS:
+        raise HeadraceError(
+            f"More than {_MOST_INPUT_CHARS} characters were piped in; that is too much for a model."
+        )
+    return text
 
 
 def _talk(conversation: Conversation, gateway: access.Gateway) -> None:
