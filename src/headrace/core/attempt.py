@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from typing import Any, Protocol
 
 import msgspec
 
 from headrace.core.assembling import Assembler
-from headrace.core.metering import StreamMeter, meter_whole, usage_member, usage_of
+from headrace.core.chunks import ChunkStream
+from headrace.core.metering import meter_whole, usage_member
 from headrace.domain.inference import Usage
 from headrace.kernel.errors import InvalidRequest, RequestError, UpstreamFailed, UpstreamRefused
 from headrace.ports.connector import Busy, Exchange, Failure, Headers, Lost, NotSent, Sink
@@ -138,17 +140,24 @@ class StreamAttempt(Attempt):
     """A streamed answer for a client that asked for a stream."""
 
     streamed = True
+    passes_on = True
 
     def __init__(self, told: Told, body: InferenceBody) -> None:
         super().__init__(told, body)
         self._splitter = EventSplitter()
-        self._meter = StreamMeter(ask_usage=body.include_usage, prompt_tokens=body.prompt_tokens)
+        self._chunks = ChunkStream(
+            body.operation,
+            body.model,
+            created=int(time.time()),
+            ask_usage=body.include_usage or not self.passes_on,
+            prompt_tokens=body.prompt_tokens,
+        )
         self._answering = False
 
     @property
     def usage(self) -> Usage:
         """What the backend reported, or was counted."""
-        return self._meter.usage if self._status == 200 else super().usage
+        return self._chunks.usage if self._status == 200 else super().usage
 
     def _accepted_types(self) -> tuple[bytes, ...]:
         return (_EVENT_STREAM,)
@@ -156,30 +165,34 @@ class StreamAttempt(Attempt):
     def _take(self, chunk: bytes) -> None:
         try:
             block = self._splitter.feed(chunk)
-            if block:
-                self._pass(self._meter.feed(block))
+            if block and (block := self._chunks.feed(block)):
+                self._pass(block)
         except EventTooLarge:
             self._give_up("The backend sent an event that is too large.")
         except UpstreamFailed as error:
             self._give_up(error.message)
 
     def _finish(self) -> None:
-        self._take(self._splitter.finish())
+        """The stream has ended: pass on what closes it. A chunk that can't be closed is a failure."""
+        try:
+            rest = self._chunks.feed(self._splitter.finish()) + self._chunks.finish()
+            if rest:
+                self._pass(rest)
+        except UpstreamFailed as error:
+            self._verdict = Lost(error.message)
         if self._verdict is not None:
             self._told.failed(self._verdict, self.usage)
-        elif not self._answering:
-            self._told.failed(Lost("The backend ended its answer without a single event."), self.usage)
         else:
-            self._pass(self._meter.finish())
-            self._told.completed(self.usage)
+            self._complete()
 
     def _pass(self, block: bytes) -> None:
-        if not block:
-            return
         if not self._answering:
             self._answering = True
             self._told.answering(_EVENT_STREAM)
         self._told.passed(block)
+
+    def _complete(self) -> None:
+        self._told.completed(self.usage)
 
 
 class WholeAttempt(Attempt):
@@ -204,18 +217,17 @@ class WholeAttempt(Attempt):
 class AssembledAttempt(StreamAttempt):
     """A whole answer put together from a stream, for a backend that only stops a streamed request."""
 
+    passes_on = False
+
     def __init__(self, told: Told, body: InferenceBody) -> None:
         super().__init__(told, body)
         self._assembler = Assembler()
         self._size = 0
-        self._meter = StreamMeter(ask_usage=True, prompt_tokens=body.prompt_tokens)
 
     def _pass(self, block: bytes) -> None:
-        self._answering = True
         self._size += len(block)
         if self._size > MAX_WHOLE_BYTES:
-            self._give_up("The backend's answer is too large.")
-            return
+            raise UpstreamFailed("The backend's answer is too large.")
         for event in events(block):
             data = data_of(event)
             if data is not None and data != b"[DONE]":
@@ -227,18 +239,12 @@ class AssembledAttempt(StreamAttempt):
         except (msgspec.DecodeError, RecursionError, AttributeError, TypeError):
             raise UpstreamFailed("The backend sent a chunk of an unknown shape.") from None
 
-    def _finish(self) -> None:
-        self._take(self._splitter.finish() + self._meter.finish())
-        if self._verdict is not None or not self._answering:
-            self._told.failed(self._verdict or Lost("The backend ended without an answer."), self.usage)
-            return
+    def _complete(self) -> None:
         answer = self._assembler.whole()
-        usage = usage_of(answer, self.usage)
-        if usage.estimated:
-            answer["usage"] = usage_member(usage)
+        answer["usage"] = answer.get("usage") or usage_member(self.usage)
         self._told.answering(_JSON)
         self._told.passed(msgspec.json.encode(answer))
-        self._told.completed(usage)
+        self._told.completed(self.usage)
 
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
