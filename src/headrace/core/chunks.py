@@ -135,7 +135,8 @@ class ChunkStream:
         openers = b"".join([data_event(_encode(opener)) for opener in self._mender.openers(chunk)])
         if any(_carries(choice) for choice in chunk["choices"]):
             self._counted += 1
-        sent = data_event(_encode(chunk)) if changed or not event.startswith(b"data: ") else event
+        one_line = event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2
+        sent = event if one_line and not changed else data_event(_encode(chunk))
         self._learn(event, chunk, sent)
         return openers + sent
 
