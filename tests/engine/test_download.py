@@ -30,7 +30,7 @@ class Stage:
 
     def run(self, attempts: int = 3, token: str = "") -> None:
         patience = Patience(
-            attempts=attempts, first_pause_s=1, most_pause_s=2, timeout_s=10, sleep=self.pauses.append
+            attempts=attempts, first_pause_s=0.2, most_pause_s=0.3, timeout_s=10, sleep=self.pauses.append
         )
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         Download(self.hub.address + "/o/r/m.gguf", self.target, headers=headers, patience=patience).run(
@@ -70,13 +70,13 @@ def test_it_goes_on_where_it_broke_off(stage: Stage) -> None:
     stage.run()
     assert stage.target.read_bytes() == CONTENT
     assert stage.hub.ranges_seen == [None, "bytes=1000000-", "bytes=3000000-"]
-    assert stage.pauses == [1, 1]  # each attempt brought something
+    assert stage.pauses == [0.2, 0.2]  # each attempt brought something
 
 
 def test_a_later_run_goes_on_too(stage: Stage) -> None:
     stage.hub.break_after = [1_000_000, 0, 0]
     stage.fails(r"broke off at 976\.6 KiB of 5\.0 MiB.*goes on where it stopped")
-    assert stage.pauses == [1, 2]
+    assert stage.pauses == [0.2, 0.3]
     assert stage.part.stat().st_size == 1_000_000
     stage.run()
     assert stage.target.read_bytes() == CONTENT
@@ -128,7 +128,7 @@ def test_trouble_that_passes(stage: Stage) -> None:
     stage.hub.statuses = [503, 429]
     stage.run()
     assert stage.target.read_bytes() == CONTENT
-    assert stage.pauses == [1, 2]
+    assert stage.pauses == [0.2, 0.3]
 
 
 @pytest.mark.parametrize(
@@ -186,3 +186,15 @@ def test_a_disk_that_takes_no_more(stage: Stage) -> None:
     stage.target.parent.mkdir()
     stage.part.symlink_to("/dev/full")
     stage.fails("The disk is full")
+
+
+def test_a_long_wait_for_the_next_attempt_can_be_ended() -> None:
+    slept: list[float] = []
+
+    def look() -> None:
+        if sum(slept) > 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Patience(first_pause_s=1000, most_pause_s=1000, sleep=slept.append).pause(1, look)
+    assert slept == [0.5] * 3

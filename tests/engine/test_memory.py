@@ -30,6 +30,13 @@ def test_a_sliding_window_needs_less(tmp_path: Path) -> None:
     assert estimate_memory_bytes(sliding, n_ctx=100) == estimate_memory_bytes(plain, n_ctx=100)
 
 
+def test_a_model_in_pieces_counts_whole(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "five.gguf", settings=LLAMA | {"split.count": 5})
+    one, five = header(tmp_path), read_header(path)
+    more = estimate_memory_bytes(five, n_ctx=8) - estimate_memory_bytes(one, n_ctx=8)
+    assert more == pytest.approx(4 * one.tensor_bytes * 1.05, abs=5)
+
+
 @pytest.mark.req("D14")
 def test_a_model_that_claims_500_gb_is_refused_with_both_numbers(tmp_path: Path) -> None:
     # A sparse file as long as its header says: only the header is ever read.

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -224,6 +225,7 @@ async def test_no_child_outlives_a_killed_parent(fake_llama: ModelNamed, model: 
         await ask(socket)
     if moment == "ready":
         assert not Path(socket).parent.exists()
+    shutil.rmtree(Path(socket).parent, ignore_errors=True)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ log = structlog.get_logger(__name__)
 _CHUNK = 1 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SPARE_BYTES = 64 << 20
+_LOOK_S = 0.5
 
 
 class Progress(Protocol):
@@ -47,9 +48,15 @@ class Patience:
     timeout_s: float = 30.0
     sleep: Callable[[float], None] = time.sleep
 
-    def pause_s(self, failures: int) -> float:
-        """Seconds before the attempt that follows so many failures in a row."""
-        return float(min(self.most_pause_s, self.first_pause_s * 2 ** (failures - 1)))
+    def pause(self, failures: int, look: Callable[[], object]) -> None:
+        """Wait before the attempt that follows so many failures in a row. *look* is called twice a second, and ends
+        the wait by what it raises."""
+        left_s = min(self.most_pause_s, self.first_pause_s * 2 ** (failures - 1))
+        while left_s > 0:
+            look()
+            self.sleep(min(left_s, _LOOK_S))
+            left_s -= _LOOK_S
+        look()
 
 
 class _Transient(Exception):
@@ -98,7 +105,7 @@ class Download:
                         f"The download of {self._target.name} from {urlsplit(self._url).netloc} failed: {trouble}. "
                         "Check the network and try again; it goes on where it stopped."
                     ) from None
-                self._patience.sleep(self._patience.pause_s(failures))
+                self._patience.pause(failures, lambda: progress(self._have(), None))
             except OSError as error:
                 raise self._disk_trouble(error) from error
 

@@ -18,13 +18,15 @@ def estimate_memory_bytes(header: GgufHeader, *, n_ctx: int) -> int:
     """About how many bytes an engine takes: weights, a KV cache for *n_ctx* tokens (of all slots together), a margin.
 
     Rather too low than too high, because a refusal is final and llama.cpp refuses by itself what really doesn't fit:
-    where layers attend to a sliding window, half of them are taken to need no more than that.
+    where layers attend to a sliding window, half of them are taken to need no more than that. Of a model cut into
+    files, all are taken to be as large as the one that was read.
     """
     tokens = n_ctx or header.n_ctx_train
     kv_bytes = header.kv_width * _KV_BYTES * tokens
     if 0 < header.sliding_window < tokens:
         kv_bytes //= 2
-    return header.tensor_bytes + kv_bytes + _BASE_BYTES + int(header.tensor_bytes * _SHARE)
+    weights = header.tensor_bytes * header.split_count
+    return weights + kv_bytes + _BASE_BYTES + int(weights * _SHARE)
 
 
 def check_fits(header: GgufHeader, available_bytes: int | None, *, n_ctx: int, model: str) -> None:

