@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 
 from headrace.testing.fake_engine import FakeEngine, Hang, Script
 from support.house import House, gateway
 from support.raw import RawClient, call
+from support.waiting import until
 
 CHAT = "/v1/chat/completions"
 
@@ -116,10 +117,3 @@ async def test_two_hundred_clients_leave_at_random_moments_and_nothing_stays_beh
 
 async def idle(house: House) -> None:
     await until(lambda: house.control.running == 0)
-
-
-async def until(reached: Callable[[], bool]) -> None:
-    """Wait, with patience, for something that no event tells."""
-    async with asyncio.timeout(20):
-        while not reached():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.01)

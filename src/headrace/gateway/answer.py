@@ -76,6 +76,14 @@ class PulledAnswer(Answer):
         self._balance()
         return block, not self._over
 
+    async def whole(self) -> bytes:
+        """Everything, once it is complete."""
+        blocks, more = [], True
+        while more:
+            block, more = await self.pull()
+            blocks.append(block)
+        return b"".join(blocks)
+
     async def _wait(self) -> None:
         self._news.clear()
         await self._news.wait()

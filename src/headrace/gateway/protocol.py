@@ -54,7 +54,7 @@ class GatewayProtocol(HttpToolsProtocol, Client):
         self._in_head = False
         self._in_body = False
         self._deaf = False  # what still comes on this connection is dropped
-        self._keep_alive = True
+        self.keep_alive = True
         self._unread_bytes: int | None = (
             None  # while the client doesn't keep up: what it had left unread when we looked
         )
@@ -188,7 +188,7 @@ class GatewayProtocol(HttpToolsProtocol, Client):
         operation = self._lane and self._lane.operation(self.parser.get_method(), self.url)
         if self._lane is not None and operation:
             modern = self.parser.get_http_version() != "1.0"
-            self._keep_alive = modern and self.parser.should_keep_alive()
+            self.keep_alive = modern and self.parser.should_keep_alive()
             self._request = TokenRequest(self._lane, operation, self, chunked=modern)
             self.gate.begin(self)
             if any(name == b"expect" for name, _ in self.headers):
@@ -222,7 +222,7 @@ class GatewayProtocol(HttpToolsProtocol, Client):
         """The token lane's response is complete."""
         self._request = None
         self.gate.done(self)
-        if closes or self._deaf or not self._keep_alive:
+        if closes or self._deaf or not self.keep_alive:
             self._hang_up()
         else:
             self._await_next()
@@ -239,7 +239,7 @@ class GatewayProtocol(HttpToolsProtocol, Client):
         if not self._answering():
             self.transport.close()
         elif self._request is not None:
-            self._keep_alive = False
+            self.keep_alive = False
         else:
             self.cycle.keep_alive = False
 
@@ -268,7 +268,7 @@ class GatewayProtocol(HttpToolsProtocol, Client):
 
     def _hang_up_after_answer(self) -> None:
         self._deaf = True
-        self._keep_alive = False
+        self.keep_alive = False
         if self._request is None:
             self.cycle.keep_alive = False
 
@@ -291,7 +291,7 @@ class GatewayProtocol(HttpToolsProtocol, Client):
         """Answer what can't be read any further, and hang up."""
         self._deaf = True
         if self._request is not None:
-            self._keep_alive = False
+            self.keep_alive = False
             if self._in_body:
                 self._request.fail(error)
             return  # else the garbage came behind a whole request, which still gets its answer

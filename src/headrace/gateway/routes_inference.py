@@ -13,7 +13,7 @@ from headrace.domain.inference import Operation
 from headrace.gateway.answer import PulledAnswer
 from headrace.gateway.problems import problem
 from headrace.gateway.requests import ClientGone, read_json_body
-from headrace.gateway.responses import send_head, send_problem
+from headrace.gateway.responses import send_body, send_head, send_problem
 from headrace.gateway.token_lane import TokenLane
 from headrace.wire.openai import decode_request
 
@@ -62,11 +62,19 @@ async def _pump(answer: PulledAnswer, send: Send) -> None:
         assert answer.error is not None, "an answer without a head has failed"
         await send_problem(send, problem(answer.error))
         return
-    await send_head(send, 200, {b"content-type": answer.content_type, **_STREAM_HEADERS})
+    if answer.content_type != _EVENT_STREAM:
+        await send_body(send, 200, {b"content-type": answer.content_type}, await answer.whole())
+        return
+    await send_head(send, 200, _STREAM_HEADERS)
     more = True
     while more:
         block, more = await answer.pull()
         await send({"type": "http.response.body", "body": block, "more_body": more})
 
 
-_STREAM_HEADERS = {b"cache-control": b"no-cache", b"x-accel-buffering": b"no"}
+_EVENT_STREAM = b"text/event-stream"
+_STREAM_HEADERS = {
+    b"content-type": b"text/event-stream; charset=utf-8",
+    b"cache-control": b"no-cache",
+    b"x-accel-buffering": b"no",
+}

@@ -28,6 +28,7 @@ Fields = list[tuple[bytes, bytes]]
 _EVENT_STREAM = b"text/event-stream"
 _COMMENT = b": still working\n\n"
 _LAST_CHUNK = b"0\r\n\r\n"
+_CLOSE = b"connection: close\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +75,11 @@ class Cors(Protocol):
 
 
 class Client(Protocol):
-    """The connection that a request came on."""
+    """The connection that a request came on. `keep_alive`: it stays open after the answer."""
 
     gate: Gate
     deadline: float
+    keep_alive: bool
     write: Callable[
         [bytes], None
     ]  # puts bytes on their way; what doesn't fit is buffered, and the call paused
@@ -241,7 +243,9 @@ class TokenRequest(Answer):
 
     def _begin_stream(self, facts: bytes) -> None:
         self._streaming = True
-        coding = b"transfer-encoding: chunked\r\n" if self._chunked else b"connection: close\r\n"
+        coding = b"transfer-encoding: chunked\r\n" if self._chunked else b""
+        if not self._client.keep_alive:
+            coding += _CLOSE
         self._client.write(
             b"HTTP/1.1 200 OK\r\n%bcontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
             b"x-accel-buffering: no\r\n%bx-request-id: %b\r\n%b%b\r\n"
@@ -258,13 +262,13 @@ class TokenRequest(Answer):
         lines = b"content-type: application/json\r\n"
         for name, value in refusal.headers.items():
             lines += name + b": " + value + b"\r\n"
-        if refusal.closes:
-            lines += b"connection: close\r\n"
         self._whole(refusal.status_line, refusal.body, lines, closes=refusal.closes)
 
     def _whole(self, status: bytes, body: bytes, lines: bytes, *, closes: bool = False) -> None:
         self.over = True
         self._parts = []
+        if closes or not self._client.keep_alive:
+            lines += _CLOSE
         self._client.write(
             b"HTTP/1.1 %b\r\n%bcontent-length: %d\r\nx-request-id: %b\r\n%b%b\r\n%b"
             % (status, self._client.gate.date, len(body), self.id.encode(), lines, self._cors, body)
