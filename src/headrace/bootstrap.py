@@ -184,7 +184,9 @@ def _engine(engine: Engine, catalog: Catalog, clock: Clock, registry: Registry) 
             )
 
     def make_direct(path: str) -> Connector:
-        pool = ConnectionPool(connections=engine.parallel + 4, idle=engine.parallel)
+        # No connection is kept: this llama.cpp says Keep-Alive and hangs up after each streamed answer all the same (seen),
+        # so that the next request on that connection would be lost.
+        pool = ConnectionPool(connections=engine.parallel + 4, idle=0)
         return DirectConnector(Endpoint.unix(path), clock=clock, limits=pool)
 
     spec = EngineSpec(**engine.model_dump())
