@@ -6,8 +6,8 @@ A subclass gives the fixture `stage`. What a connector can't be made to show is 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import pytest
 
@@ -89,6 +89,12 @@ REQUEST = UpstreamRequest(
 PLAIN: Headers = [(b"content-type", b"text/plain")]
 
 
+def altered(request: UpstreamRequest, **changes: Any) -> UpstreamRequest:
+    """The same request but for these fields."""
+    names = ("method", "path", "headers", "body", "timeouts", "stoppable")
+    return UpstreamRequest(**{name: getattr(request, name) for name in names} | changes)
+
+
 def begin(connector: Connector, sink: Recorder, request: UpstreamRequest = REQUEST) -> Exchange:
     """Start, and hold the connector to its silence meanwhile."""
     with sink.quiet():
@@ -118,7 +124,7 @@ class ConnectorContract:
 
     async def test_the_request_crosses_whole(self, stage: Stage) -> None:
         sink = Recorder()
-        request = replace(
+        request = altered(
             REQUEST, headers=[*REQUEST.headers, (b"x-one", b"1")], body=bytes(range(256)) * 1000
         )
         begin(stage.connector, sink, request)
@@ -202,7 +208,7 @@ class ConnectorContract:
 
     async def test_the_first_byte_is_waited_for_only_so_long(self, stage: Stage) -> None:
         sink = Recorder()
-        begin(stage.connector, sink, replace(REQUEST, timeouts=Timeouts(first_byte_s=0.05)))
+        begin(stage.connector, sink, altered(REQUEST, timeouts=Timeouts(first_byte_s=0.05)))
         answer = await stage.peer.next()
         await sink.last()
         assert isinstance(sink.failure, Lost)
@@ -211,7 +217,7 @@ class ConnectorContract:
 
     async def test_more_is_waited_for_only_so_long(self, stage: Stage) -> None:
         sink = Recorder()
-        begin(stage.connector, sink, replace(REQUEST, timeouts=Timeouts(idle_s=0.05)))
+        begin(stage.connector, sink, altered(REQUEST, timeouts=Timeouts(idle_s=0.05)))
         answer = await stage.peer.next()
         answer.head(200, PLAIN)
         answer.data(b"half")
@@ -222,7 +228,7 @@ class ConnectorContract:
 
     async def test_a_pause_stops_the_flow_and_its_clock(self, stage: Stage) -> None:
         sink = Recorder()
-        exchange = begin(stage.connector, sink, replace(REQUEST, timeouts=Timeouts(idle_s=0.3)))
+        exchange = begin(stage.connector, sink, altered(REQUEST, timeouts=Timeouts(idle_s=0.3)))
         answer = await stage.peer.next()
         answer.head(200, PLAIN)
         answer.data(b"x")
@@ -234,7 +240,7 @@ class ConnectorContract:
         sent = b"0123456789abcdef" * 65536
         answer.data(sent)
         other = Recorder()
-        begin(stage.connector, other, replace(REQUEST, timeouts=Timeouts(first_byte_s=0.6)))
+        begin(stage.connector, other, altered(REQUEST, timeouts=Timeouts(first_byte_s=0.6)))
         await stage.peer.next()
         assert (await other.last()).failure is not None  # as long as that, and more than the idle time-out
         assert len(sink.body) - before <= MAX_AFTER_PAUSE
@@ -326,7 +332,7 @@ class ConnectorContract:
 
     async def test_what_cannot_stop_is_read_to_its_end_and_dropped(self, stage: Stage) -> None:
         sink = Recorder()
-        exchange = begin(stage.connector, sink, replace(REQUEST, stoppable=False))
+        exchange = begin(stage.connector, sink, altered(REQUEST, stoppable=False))
         answer = await stage.peer.next()
         with sink.quiet():
             exchange.cancel()
@@ -342,7 +348,7 @@ class ConnectorContract:
     async def test_what_cannot_stop_is_still_timed(self, stage: Stage) -> None:
         sink = Recorder()
         exchange = begin(
-            stage.connector, sink, replace(REQUEST, stoppable=False, timeouts=Timeouts(first_byte_s=0.05))
+            stage.connector, sink, altered(REQUEST, stoppable=False, timeouts=Timeouts(first_byte_s=0.05))
         )
         answer = await stage.peer.next()
         exchange.cancel()
@@ -374,7 +380,7 @@ class ConnectorContract:
     async def test_exchanges_do_not_disturb_each_other(self, stage: Stage) -> None:
         sinks = [Recorder() for _ in range(8)]
         for number, sink in enumerate(sinks):
-            begin(stage.connector, sink, replace(REQUEST, body=b"%d" % number))
+            begin(stage.connector, sink, altered(REQUEST, body=b"%d" % number))
         answers = [await stage.peer.next() for _ in sinks]
         for answer in reversed(answers):
             answer.head(200, PLAIN)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import ssl
 from collections.abc import Callable
 from typing import Protocol, cast
 
@@ -218,11 +219,11 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> None:
         """The peer sends no more. The transport closes itself afterwards."""
         if self._held:
-            self._orderly = True
+            self._orderly = self._closed_in_order()
         elif self._reader is None:
             self.retire()
         else:
-            self._end_of_input(self._reader, orderly=True)
+            self._end_of_input(self._reader, orderly=self._closed_in_order())
 
     def connection_lost(self, error: Exception | None) -> None:
         """The socket is closed."""
@@ -262,6 +263,19 @@ class Connection(asyncio.Protocol):
             self._pass_on(reader, data[:MAX_AFTER_PAUSE])
         if self._reader is not None and (self._closed or self._orderly):
             self._end_of_input(self._reader, orderly=self._orderly)
+
+    def _closed_in_order(self) -> bool:
+        """With TLS, whether the peer said so itself: a bare end of input can be the work of someone in between, who cuts
+        short a body that ends with the connection. (asyncio reports both alike.)"""
+        secure = self._transport.get_extra_info("ssl_object")
+        if secure is None:
+            return True
+        try:
+            return not secure.read(1)
+        except ssl.SSLZeroReturnError:
+            return True
+        except ssl.SSLError:
+            return False
 
     def _end_of_input(self, reader: ResponseReader, *, orderly: bool) -> None:
         if orderly and reader.end_of_input():

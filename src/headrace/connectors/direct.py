@@ -238,9 +238,12 @@ class DirectConnector(Connector, Owner):
 
     def retired(self, connection: Connection) -> None:
         """See `Owner`."""
-        self._live.discard(connection)
-        self._idle.pop(connection, None)
-        self._leaving.add(connection)
+        if (
+            connection in self._live
+        ):  # else uvloop may close it without telling, when the attempt was cancelled
+            self._live.remove(connection)
+            self._idle.pop(connection, None)
+            self._leaving.add(connection)
 
     def gone(self, connection: Connection) -> None:
         """See `Owner`."""
