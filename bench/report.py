@@ -111,7 +111,7 @@ def _startup(found: Startup) -> str:
 
 def _engine(found: EngineFigures) -> str:
     lines = [
-        f"- model {found.model}, 4 concurrent streams, each prompt new to the engine",
+        f"- model {found.model}, 4 concurrent streams, each prompt new to the engine, {found.rounds} rounds",
         f"- engine alone: {_spread(found.direct_tokens_per_s, 1)} tokens/s",
         f"- through the gateway: {_spread(found.through_tokens_per_s, 1)} tokens/s",
         f"- through ÷ alone: {_spread(found.ratio, 3)}",

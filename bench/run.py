@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Sequence
@@ -23,17 +24,18 @@ WARM_UP_S = 0.5
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what was asked for and print it; the status is 1 when nothing at all could be measured."""
     options = _options(arguments)
+    _unwind_on_sigterm()
     measurement = Measurement(options.rounds, options.seconds)
     measurement.absences += peers.install(options.stacks)
     programs = Programs.build()
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name, programs.serving() as upstream:
         site = Site(programs, upstream, Path(name))
         _measure_stacks(site, options, measurement)
+        _keep(measurement, options)  # the parts that follow take minutes on a busy machine
         _try(measurement, "startup", options, lambda: _measure_startup(site, options, measurement))
         _try(measurement, "engine", options, lambda: _measure_engine(site, options, measurement))
     print(report.as_text(measurement))
-    if options.json:
-        options.json.write_text(report.as_json(measurement))
+    _keep(measurement, options)
     measured = measurement.turns or measurement.cancels or measurement.startup or measurement.engine
     return 0 if measured else 1
 
@@ -62,6 +64,20 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--rounds and --seconds must be above 0")
     options.stacks = ["direct", *(name for name in options.stacks if name != "direct")]
     return options
+
+
+def _unwind_on_sigterm() -> None:
+    """End as Ctrl-C ends: through every block, so that no gateway or engine outlives us."""
+
+    def stop(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _keep(measurement: Measurement, options: argparse.Namespace) -> None:
+    if options.json:
+        options.json.write_text(report.as_json(measurement))
 
 
 def _names(known: Collection[str]) -> Callable[[str], list[str]]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from bench.figures import FIGURES, Figure, Spread, Turns
+from bench.procs import running
 from bench.programs import LoadResult
 from bench.report import Measurement, as_json, as_text
 from bench.run import main
@@ -109,3 +112,17 @@ def test_a_whole_run_on_the_upstream_alone_has_every_load_and_no_error(tmp_path:
     assert all(one["result"]["ok"] > 0 for one in found["turns"])
     assert [one["unseen"] for one in found["cancels"]] == [0, 0]
     assert "| saturated events/s" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_run_that_is_told_to_stop_leaves_nothing_running(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench", "--stacks", "direct", "--parts", "gateway"]
+    command += ["--rounds", "50", "--seconds", "0.1"]
+    with running(command, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "round 1 of 50 done\n"
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        assert process.wait(20) == 128 + signal.SIGTERM
+    assert children
+    assert psutil.wait_procs(children, timeout=10)[1] == []
