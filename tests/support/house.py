@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 from headrace.connectors.direct import DirectConnector
@@ -13,7 +13,7 @@ from headrace.control.discovery import Discovery, Watched
 from headrace.control.plane import LocalControlPlane
 from headrace.control.registry import Registry
 from headrace.core.inference import Inference
-from headrace.domain.fleet import Node
+from headrace.domain.fleet import ModelInfo, Node, NodeState
 from headrace.gateway.app import build_app
 from headrace.gateway.cors import OriginPolicy
 from headrace.gateway.gate import ConnectionLimits
@@ -57,10 +57,12 @@ async def gateway(
     queue_wait_s: float = 10.0,
     patience: Patience | None = None,
     asgi: bool = False,
+    engines: Mapping[str, Connector] | None = None,
 ) -> AsyncIterator[House]:
     """A gateway over the backends at *urls*, named b0, b1, …; gone with everything it opened at the end.
 
-    asgi: without the token lane, so that inference requests take the ASGI lane, too.
+    asgi: without the token lane, so that inference requests take the ASGI lane, too. engines: model → a connector that is
+    ready to serve it.
     """
     clock = SystemClock()
     keys = KeyRing()
@@ -76,6 +78,11 @@ async def gateway(
     await discovery.start(
         [Watched(Node(name, "direct", capacity=capacity)) for name in connectors], first_round_s=5
     )
+    for model, connector in (engines or {}).items():
+        connectors[f"local/{model}"] = connector
+        registry.upsert(
+            Node(f"local/{model}", "engine", (ModelInfo(model),), capacity=4, state=NodeState.READY)
+        )
     origins = OriginPolicy("https://app\\.example")
     lane = TokenLane(keys, inference, origins, limits or BodyLimits(), patience or Patience())
     app = build_app(lane=lane, registry=registry, origins=origins, ready=lambda: True)
