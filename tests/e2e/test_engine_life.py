@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +27,30 @@ STORY: Any = {
 }
 
 
-def ask(service: Service) -> str:
+def ask(service: Service, model: str = "smollm2") -> str:
     with service.client() as client:
         answer = client.chat.completions.create(
-            model="smollm2", messages=[{"role": "user", "content": "hi"}], max_tokens=4
+            model=model, messages=[{"role": "user", "content": "hi"}], max_tokens=4
         )
     return answer.choices[0].message.content or ""
 
 
 @pytest.mark.req("D30", "D36")
-def test_a_request_waits_while_the_model_loads(tmp_path: Path) -> None:
-    with Service(tmp_path, CONFIG) as service, ThreadPoolExecutor(1) as threads:
-        until(lambda: bool(service.engines()))
-        (engine,) = service.engines()
-        engine.suspend()  # else it may be done before we have asked
-        try:
-            waiting = threads.submit(ask, service)
-            _, health = service.call("GET", "/health", b"", {})
-            assert health["detail"] == "runtimes=0"
-            assert health["status"] == "ok"
-            assert not waiting.done()
-        finally:
-            engine.resume()
-        assert waiting.result()
+def test_a_request_waits_while_its_model_loads_and_another_model_answers(tmp_path: Path) -> None:
+    with Service(tmp_path, CONFIG + CONFIG.replace("smollm2", "other")) as service:
+        until(lambda: len(service.engines()) == 2)
+        loading = service.engines()[0]
+        loading.suspend()  # else it may be done before we have asked
+        with ThreadPoolExecutor(2) as threads:
+            try:
+                asked = {threads.submit(ask, service, model) for model in ("smollm2", "other")}
+                answered, waiting = wait(asked, return_when=FIRST_COMPLETED)
+                assert [bool(one.result()) for one in answered] == [True]
+                assert len(waiting) == 1
+                assert service.call("GET", "/health", b"", {})[1]["detail"] == "runtimes=1"
+            finally:
+                loading.resume()
+            assert [bool(one.result()) for one in waiting] == [True]
 
 
 @pytest.mark.req("D29")
