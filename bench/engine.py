@@ -25,6 +25,7 @@ from bench.stacks import UP_WITHIN_S, Unavailable, headrace_command, headrace_en
 
 STREAMS = 4
 MAX_TOKENS = 96
+WARM_UP_TOKENS = 8
 MODEL_ID = "smollm2"
 MODEL_FILES = "**/SmolLM2-135M-Instruct*.gguf"
 PULL_WITHIN_S = 600
@@ -82,8 +83,8 @@ def measure(folder: Path, model: Path, rounds: int) -> EngineFigures:
     toml = TOML.substitute(port=port, id=MODEL_ID, model=model, streams=STREAMS)
     with direct_engine(model, folder) as direct, headrace_up(folder, toml, port) as gateway:
         through = Endpoint(port)
-        _generate(direct)  # the first request loads and warms: it isn't counted
-        _generate(through)
+        for endpoint in (direct, through):
+            _generate(endpoint, WARM_UP_TOKENS)  # the first request loads and warms: it isn't counted
         pairs = _rounds(rounds, direct, through, gateway.pid)
     return _summary(model, pairs)
 
@@ -146,21 +147,21 @@ def _turn(endpoint: Endpoint, gateway: int) -> _Turn:
     return _Turn(speed, own_after - own, (family_after - own_after) - (family - own))
 
 
-def _generate(endpoint: Endpoint) -> float:
+def _generate(endpoint: Endpoint, max_tokens: int = MAX_TOKENS) -> float:
     """Tokens per second over all streams, from the first request's start to the last one's end."""
     begun = time.monotonic()
     with ThreadPoolExecutor(STREAMS) as clients:
-        tokens = sum(clients.map(lambda _: _stream(endpoint), range(STREAMS)))
+        tokens = sum(clients.map(lambda _: _stream(endpoint, max_tokens), range(STREAMS)))
     return tokens / (time.monotonic() - begun)
 
 
-def _stream(endpoint: Endpoint) -> int:
+def _stream(endpoint: Endpoint, max_tokens: int) -> int:
     """Read one stream to its end; the tokens that its usage tells."""
     body = {
         "model": MODEL_ID,
         # The engine keeps prompts: only an opening that it never saw makes it compute this one.
         "messages": [{"role": "user", "content": f"{uuid.uuid4()}: tell me a long story about a mill."}],
-        "max_tokens": MAX_TOKENS,
+        "max_tokens": max_tokens,
         "stream": True,
         "stream_options": {"include_usage": True},
         "temperature": 0,

@@ -49,7 +49,8 @@ class Turn:
 def scenarios(folder: Path) -> tuple[Scenario, ...]:
     """All of them; the long prompt's file is written to `folder`."""
     prompt = folder / "prompt.json"
-    prompt.write_text(json.dumps(_long_prompt()))
+    # Compact, as OpenAI's clients write it.
+    prompt.write_text(json.dumps(_long_prompt(), separators=(",", ":")))
     stream = ("--mode", "stream", "--expect-events", str(EVENTS))
     return (
         Scenario(
