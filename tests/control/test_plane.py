@@ -34,6 +34,10 @@ class Asker(Admission):
         self.refusal = refusal
 
     @property
+    def served(self) -> bool:
+        return self.grant is not None
+
+    @property
     def target(self) -> str:
         assert self.grant is not None
         return self.grant.target
@@ -90,10 +94,10 @@ def test_who_finds_no_slot_waits_and_gets_the_next_one_in_order() -> None:
     first, _ = house.ask()
     second, _ = house.ask()
     third, _ = house.ask()
-    assert (second.grant, third.grant, house.plane.waiting) == (None, None, 2)
+    assert (second.served, third.served, house.plane.waiting) == (False, False, 2)
     house.finish(first)
     assert second.target == "a"
-    assert third.grant is None
+    assert not third.served
     house.finish(second)
     assert third.target == "a"
     assert house.plane.waiting == 0
@@ -106,7 +110,7 @@ def test_nobody_overtakes_those_who_wait() -> None:
     house.finish(first)
     third, _ = house.ask()
     assert second.target == "a"
-    assert third.grant is None
+    assert not third.served
 
 
 def test_the_queue_is_bounded_and_says_so_at_once() -> None:
