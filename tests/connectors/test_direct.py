@@ -6,7 +6,7 @@ import asyncio
 import gc
 import math
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -307,6 +307,17 @@ async def test_a_body_that_ends_with_the_connection_while_paused(harness: Harnes
     assert (bytes(sink.body), sink.ended) == (body, True)
 
 
+async def test_an_answer_that_ends_while_paused_leaves_a_connection_that_works(harness: Harness) -> None:
+    sink = Recorder(lambda _: exchange.pause())
+    exchange = harness.connector.start(GET, sink)
+    connection = await harness.peer.connection()
+    await connection.request()
+    connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+    await sink.last()
+    assert (bytes(sink.body), sink.ended, harness.connector.idle_connections) == (b"hi", True, 1)
+    await harness.again(connection)
+
+
 # -- time --------------------------------------------------------------------------------------------------------------
 
 SLOW = altered(GET, timeouts=Timeouts(connect_s=5, first_byte_s=100, idle_s=10))
@@ -342,6 +353,17 @@ async def test_each_read_starts_the_idle_time_anew(harness: Harness) -> None:
     await sink.last()
     assert isinstance(sink.failure, Lost)
     assert sink.failure.timed_out
+
+
+async def test_the_idle_time_holds_from_the_head_on(harness: Harness) -> None:
+    sink, connection = await harness.begin(SLOW)
+    harness.clock.advance(11)
+    connection.send(b"HTTP/1.1 200 OK\r\n\r\n")
+    await sink.headed()
+    harness.clock.advance(9.5)
+    assert not sink.over
+    harness.clock.advance(1)
+    assert isinstance((await sink.last()).failure, Lost)
 
 
 async def test_a_pause_stops_the_idle_time(harness: Harness) -> None:
@@ -409,6 +431,26 @@ async def test_connecting_takes_only_so_long() -> None:
     await sink.last()
     assert isinstance(sink.failure, NotSent)
     assert "within 5 s" in sink.failure.reason
+    await connector.close()
+
+
+async def test_a_cancel_that_crosses_the_new_connection_sends_nothing(peer: HttpPeer) -> None:
+    class Crossing(Endpoint):
+        """Has the exchange cancelled just when the connection stands."""
+
+        async def connect(self, protocol: Callable[[], asyncio.Protocol]) -> None:
+            await Endpoint.connect(self, protocol)
+            asyncio.get_running_loop().call_soon(exchange.cancel)
+
+    endpoint = Crossing(name="http://x", authority="x", host="127.0.0.1", port=peer.port)
+    connector = DirectConnector(endpoint, clock=SystemClock())
+    sink = Recorder()
+    exchange = connector.start(GET, sink)
+    connection = await peer.connection()
+    assert isinstance((await sink.last()).failure, NotSent)
+    await connection.left()
+    assert not connection.received
+    assert connector.open_connections == 0
     await connector.close()
 
 

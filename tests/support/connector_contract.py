@@ -268,8 +268,10 @@ class ConnectorContract:
         exchange = begin(stage.connector, sink)
         answer = await stage.peer.next()
         answer.head(200, PLAIN)
-        sent = bytes(range(256)) * 8192
-        answer.data(sent)
+        piece = bytes(range(256)) * 16
+        sent = piece * 512
+        for _ in range(512):
+            answer.data(piece)
         answer.end()
         await sink.until(lambda: paused)
         for _ in range(3):
@@ -344,6 +346,36 @@ class ConnectorContract:
         await sink.last()
         assert isinstance(sink.failure, Lost)
         assert (sink.status, sink.chunks) == (None, 0)
+
+    async def test_what_cannot_stop_is_read_to_its_end_though_it_was_paused(self, stage: Stage) -> None:
+        sink = Recorder()
+        exchange = begin(stage.connector, sink, altered(REQUEST, stoppable=False))
+        answer = await stage.peer.next()
+        answer.head(200, PLAIN)
+        await sink.headed()
+        exchange.pause()
+        answer.data(b"x" * 10_000_000)
+        answer.end()
+        with sink.quiet():
+            exchange.cancel()
+        await sink.last()
+        assert isinstance(sink.failure, Lost)
+        assert sink.chunks == 0
+
+    async def test_a_pause_before_anything_came_holds(self, stage: Stage) -> None:
+        sink = Recorder()
+        exchange = begin(stage.connector, sink)
+        with sink.quiet():
+            exchange.pause()
+        answer = await stage.peer.next()
+        answer.head(200, PLAIN)
+        sent = b"x" * 1_000_000
+        answer.data(sent)
+        answer.end()
+        await round_trip(stage)
+        assert len(sink.body) <= MAX_AFTER_PAUSE
+        exchange.resume()
+        assert bytes((await sink.last()).body) == sent
 
     async def test_what_cannot_stop_is_still_timed(self, stage: Stage) -> None:
         sink = Recorder()
