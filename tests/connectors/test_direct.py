@@ -186,6 +186,25 @@ async def test_an_idle_connection_that_ends_or_talks_is_not_used(harness: Harnes
     assert harness.connector.open_connections == 1
 
 
+async def test_a_connection_rests_after_a_streamed_answer_because_some_peers_close_it_right_then(
+    harness: Harness,
+) -> None:
+    streamed = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"
+    sink, first = await harness.begin()
+    first.send(streamed)
+    await sink.last()
+    assert harness.connector.idle_connections == 1
+    sink, second = await harness.begin()  # at once: on a connection of its own
+    second.send(EMPTY)
+    await sink.last()
+    await harness.again(second)  # after a plain answer there is no rest
+    second.finish()
+    await harness.settled(1)
+    harness.clock.advance(0.1)
+    await harness.again(first)
+    assert len(harness.peer.connections) == 2
+
+
 async def test_a_kept_connection_that_ends_without_a_word_is_lost_not_retried(harness: Harness) -> None:
     sink, connection = await harness.begin()
     connection.send(EMPTY)
@@ -479,6 +498,7 @@ async def test_one_timer_serves_all(harness: Harness) -> None:
         await sink.grown()
         connection.send(b"1\r\nx\r\n0\r\n\r\n")
         await sink.last()
+        harness.clock.advance(0.1)  # the connection rests after a streamed answer
     assert harness.clock.pending == before == 1
 
 

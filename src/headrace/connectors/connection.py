@@ -45,8 +45,8 @@ class Owner(Protocol):
     def watch(self, at: float) -> None:
         """Have `Connection.check` called at that time, or soon after."""
 
-    def released(self, connection: Connection, keep_alive: bytes) -> None:
-        """It can take another request. `keep_alive`: the peer's Keep-Alive field."""
+    def released(self, connection: Connection, keep_alive: bytes, *, streamed: bool) -> None:
+        """It can take another request. `keep_alive`: the peer's Keep-Alive field. `streamed`: the answer came in chunks."""
 
     def retired(self, connection: Connection) -> None:
         """It won't take another request. Told once."""
@@ -288,7 +288,7 @@ class Connection(asyncio.Protocol):
         exchange = self._detach()
         self.served += 1
         if reusable:
-            self._owner.released(self, reader.keep_alive)
+            self._owner.released(self, reader.keep_alive, streamed=reader.chunked)
         else:
             self.retire()
         if exchange is not None:

@@ -43,11 +43,16 @@ _SHORTEST_WATCH_S = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """connections: open at once, those being opened included. idle: kept unused. keep_alive_s: how long at most."""
+    """connections: open at once, those being opened included. idle: kept unused. keep_alive_s: how long at most.
+
+    settle_s: how long a connection rests after a streamed answer before it is used again. Some peers, llama.cpp's server
+    among them, promise to keep it and close it right then all the same; a request sent into that moment is lost.
+    """
 
     connections: int = 1024
     idle: int = 256
     keep_alive_s: float = 30.0
+    settle_s: float = 0.05
 
 
 class DirectConnector(Connector, Owner):
@@ -86,6 +91,7 @@ class DirectConnector(Connector, Owner):
         self._opening: dict[asyncio.Task[object], DirectExchange] = {}
         self._live: set[Connection] = set()
         self._idle: dict[Connection, None] = {}
+        self._settling: dict[Connection, float] = {}  # in the order of their times
         self._leaving: set[Connection] = set()
         self._all_gone = asyncio.Event()
         self._keep_alive = (b"", math.inf, math.inf)
@@ -101,7 +107,7 @@ class DirectConnector(Connector, Owner):
     @property
     def idle_connections(self) -> int:
         """Those of them that wait for a request."""
-        return len(self._idle)
+        return len(self._idle) + len(self._settling)
 
     def start(self, request: UpstreamRequest, sink: Sink) -> Exchange:
         """See the port.
@@ -114,6 +120,8 @@ class DirectConnector(Connector, Owner):
         self.requests_started += 1
         exchange = DirectExchange(request, sink, request.timeouts or self._timeouts)
         idle = self._idle
+        if self._settling:
+            self._take_settled()
         while idle:
             connection, _ = idle.popitem()
             if connection.fresh(self.monotonic()):
@@ -214,7 +222,7 @@ class DirectConnector(Connector, Owner):
 
     # -- what connections tell -----------------------------------------------------------------------------------------
 
-    def released(self, connection: Connection, keep_alive: bytes) -> None:
+    def released(self, connection: Connection, keep_alive: bytes, *, streamed: bool) -> None:
         """See `Owner`."""
         _, timeout_s, most = (
             self._keep_alive if keep_alive == self._keep_alive[0] else self._learn(keep_alive)
@@ -224,11 +232,25 @@ class DirectConnector(Connector, Owner):
         if self._closed or keep_s <= 0 or connection.served >= most - 1 or limits.idle < 1:
             connection.retire()
             return
-        if len(self._idle) >= limits.idle:
-            next(iter(self._idle)).retire()
-        connection.idle_until = self.monotonic() + keep_s
-        self._idle[connection] = None
+        if self.idle_connections >= limits.idle:
+            next(iter(self._idle or self._settling)).retire()
+        now = self.monotonic()
+        connection.idle_until = now + keep_s
+        if streamed and limits.settle_s > 0:
+            self._settling[connection] = now + limits.settle_s
+        else:
+            self._idle[connection] = None
         self.watch(connection.idle_until)
+
+    def _take_settled(self) -> None:
+        """Those that have rested long enough can be used again."""
+        now = self.monotonic()
+        while self._settling:
+            connection = next(iter(self._settling))
+            if self._settling[connection] > now:
+                return
+            del self._settling[connection]
+            self._idle[connection] = None
 
     def _learn(self, keep_alive: bytes) -> tuple[bytes, float, float]:
         """Remember what the Keep-Alive field means: seconds and requests. Backends send the same one again and again."""
@@ -243,6 +265,7 @@ class DirectConnector(Connector, Owner):
         ):  # else uvloop may close it without telling, when the attempt was cancelled
             self._live.remove(connection)
             self._idle.pop(connection, None)
+            self._settling.pop(connection, None)
             self._leaving.add(connection)
 
     def gone(self, connection: Connection) -> None:

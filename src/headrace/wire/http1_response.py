@@ -88,6 +88,11 @@ class ResponseReader:
         return self._framing == _COMPLETE
 
     @property
+    def chunked(self) -> bool:
+        """Whether the body comes in chunks; known with the head."""
+        return self._chunked
+
+    @property
     def reusable(self) -> bool:
         """Whether the connection may carry another request: the response is complete, the peer keeps the connection open,
         and nothing follows."""
