@@ -42,7 +42,7 @@ model = "broken.gguf"
 """
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def demo_model() -> Path:
     """The demo model, fetched into the machine's cache before the first test needs it."""
     cache = os.environ.get("HEADRACE_CACHE") or platformdirs.user_cache_dir("headrace", appauthor=False)
@@ -53,7 +53,7 @@ def demo_model() -> Path:
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> Iterator[Service]:
     """A gateway over four engines; tests that do it harm start one of their own.
 
     smollm2: as it comes. narrow: one slot. embedder: for embeddings. broken: its file is no model. One thread each, because

@@ -11,7 +11,7 @@ import pytest
 
 from support.service import Service, gone, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_model")]
 
 CONFIG = """
 [[engines]]

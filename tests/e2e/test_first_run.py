@@ -15,11 +15,11 @@ from headrace import __version__
 from support.live import missing
 from support.service import Service
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_model")]
 
 
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def fresh(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> Iterator[Service]:
     """A service without any configuration, in a data folder that wasn't there."""
     with Service(tmp_path_factory.mktemp("first") / "home") as service:
         yield service

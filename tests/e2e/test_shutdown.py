@@ -14,7 +14,11 @@ import pytest
 
 from support.service import Service, gone, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.req("D02", "D25")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("demo_model"),
+    pytest.mark.req("D02", "D25"),
+]
 
 CONFIG = """
 [server]
