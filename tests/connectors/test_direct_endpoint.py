@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from headrace.connectors.direct import DirectConnector
+from headrace.connectors.direct import DirectConnector, Limits
 from headrace.connectors.endpoint import Endpoint, Tls
 from headrace.kernel.clock import SystemClock
 from headrace.kernel.errors import ConfigError
@@ -132,7 +132,8 @@ async def test_tls_with_a_private_authority(
     secure_peer: HttpPeer, ca_file: Path, server_name: str | None
 ) -> None:
     tls = Tls(ca_file=ca_file, server_name=server_name)
-    connector = DirectConnector(Endpoint.parse(secure_peer.url, tls=tls), clock=SystemClock())
+    endpoint = Endpoint.parse(secure_peer.url, tls=tls)
+    connector = DirectConnector(endpoint, clock=SystemClock(), limits=Limits(settle_s=0))
     connection = None
     for _ in range(3):
         sink = Recorder()
