@@ -60,7 +60,7 @@ class Told(Owner):
     def watch(self, at: float) -> None:
         assert at > self.now
 
-    def released(self, connection: Connection, keep_alive: bytes) -> None:
+    def released(self, connection: Connection, keep_alive: bytes, *, streamed: bool) -> None:
         self.heard.append("released")
 
     def retired(self, connection: Connection) -> None:
