@@ -76,7 +76,6 @@ def test_every_key_of_the_file_arrives_in_its_unit() -> None:
         kind = "ollama"
         models = ["m"]
         tags = ["gpu"]
-        weight = 2
         timeouts = { connect = "1s" }
         [limits]
         max_body = "1MiB"
@@ -97,7 +96,7 @@ def test_every_key_of_the_file_arrives_in_its_unit() -> None:
         UpstreamKind.OLLAMA,
         ("m",),
     )
-    assert (upstream.tags, upstream.weight) == (("gpu",), 2.0)
+    assert upstream.tags == ("gpu",)
     assert (upstream.timeouts.connect, upstream.timeouts.idle) == (1.0, 600.0)
     assert (found.limits.max_body, found.models.default) == (1024 * 1024, "m")
     assert (found.log.level, found.log.format) == ("debug", "json")

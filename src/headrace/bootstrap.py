@@ -41,6 +41,7 @@ from headrace.kernel.errors import Unavailable
 from headrace.observe.logging import configure_logging
 from headrace.ports.connector import Connector, Timeouts, Traits
 from headrace.settings import Engine, Settings, Upstream
+from headrace.settings.schema import UpstreamKind
 
 log = structlog.get_logger(__name__)
 
@@ -130,13 +131,16 @@ async def running(settings: Settings, listening: socket.socket, catalog: Catalog
     )
     inference = Inference(control, connectors)
     async with contextlib.AsyncExitStack() as stack:
-        for engine in settings.effective_engines:
-            local = _engine(engine, catalog, clock, registry)
+        engines = settings.effective_engines
+        # Engines whose threads wait for each other crawl: where there are several, each gets its share of the processor.
+        share = max(1, (os.cpu_count() or 1) // len(engines)) if len(engines) > 1 else 0
+        for engine in engines:
+            local = _engine(engine, catalog, clock, registry, threads=share)
             connectors[_node_id(engine)] = local.connector
             stack.push_async_callback(local.close)
             await local.start()
         watched = [_upstream(upstream, connectors, clock) for upstream in settings.upstreams]
-        if settings.ollama.probe:
+        if settings.ollama.probe and "ollama" not in connectors:  # else one of that name is configured
             watched.append(_local_ollama(settings, connectors, clock))
         for backend in watched:
             stack.push_async_callback(connectors[backend.node.id].close)
@@ -167,7 +171,10 @@ def _node_id(engine: Engine) -> str:
     return f"local/{engine.id}"
 
 
-def _engine(engine: Engine, catalog: Catalog, clock: Clock, registry: Registry) -> LocalEngine:
+def _engine(
+    engine: Engine, catalog: Catalog, clock: Clock, registry: Registry, *, threads: int
+) -> LocalEngine:
+    """*threads*: of its compute threads, where the settings leave it open."""
     node_id = _node_id(engine)
     model = ModelInfo(engine.id, created=int(clock.now()))
     registry.upsert(Node(node_id, "engine", (model,), capacity=engine.parallel))
@@ -189,7 +196,7 @@ def _engine(engine: Engine, catalog: Catalog, clock: Clock, registry: Registry) 
         pool = ConnectionPool(connections=engine.parallel + 4, idle=0)
         return DirectConnector(Endpoint.unix(path), clock=clock, limits=pool)
 
-    spec = EngineSpec(**engine.model_dump())
+    spec = EngineSpec(**engine.model_dump() | {"threads": engine.threads or threads})
     return LocalEngine(spec, catalog=catalog, make_direct=make_direct, clock=clock, on_state=report)
 
 
@@ -202,15 +209,23 @@ def _upstream(upstream: Upstream, connectors: dict[str, Connector], clock: Clock
         headers=[(b"authorization", b"Bearer " + key.encode())] if key else [],
         limits=ConnectionPool(connections=upstream.capacity + 16, idle=upstream.capacity),
         timeouts=Timeouts(times.connect, times.first_byte, times.idle),
-        traits=Traits(cancels_unstreamed=upstream.cancels_unstreamed, slots=upstream.capacity),
+        traits=_traits(upstream),
     )
     node = Node(upstream.name, "direct", capacity=upstream.capacity, tags=frozenset(upstream.tags))
     return Watched(node, upstream.models)
 
 
+def _traits(upstream: Upstream) -> Traits:
+    stops = upstream.cancels_unstreamed
+    if stops is None:
+        stops = upstream.kind is UpstreamKind.OLLAMA
+    return Traits(cancels_unstreamed=stops, slots=upstream.capacity)
+
+
 def _local_ollama(settings: Settings, connectors: dict[str, Connector], clock: Clock) -> Watched:
     node = Node("ollama", "direct", capacity=4, tags=frozenset({"local"}))
-    connectors.setdefault("ollama", DirectConnector(Endpoint.parse(settings.ollama.url), clock=clock))
+    endpoint = Endpoint.parse(settings.ollama.url)
+    connectors[node.id] = DirectConnector(endpoint, clock=clock, traits=Traits(cancels_unstreamed=True))
     return Watched(node, optional=True)
 
 

@@ -27,6 +27,7 @@ from headrace.testing.clock import ManualClock
 from headrace.wire.openai import decode_request
 from support.answers import DONE, RecordedAnswer, chunk, usage_chunk
 from support.scripted import ScriptedConnector
+from support.strict import check_chat_stream
 
 ROLE = chunk({"role": "assistant", "content": ""})
 FINISH = chunk({}, finish="stop")
@@ -402,3 +403,61 @@ def test_chunks_after_done_are_dropped() -> None:
     exchange.answer(ROLE, FINISH + DONE, chunk({"content": "late"}))
     exchange.sink.end()
     assert answer.body == ROLE + FINISH + DONE
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (
+            "input (9000 tokens) is too large to process. increase the physical batch size",
+            "context_length_exceeded",
+        ),
+        ("image input is not supported - hint: provide the mmproj", "unsupported"),
+    ],
+)
+def test_llama_cpps_500_for_a_request_it_cannot_take_is_the_clients_fault(message: str, code: str) -> None:
+    bench = Bench("a")
+    _, answer = bench.ask()
+    bench.connectors["a"].last.answer(json.dumps({"error": {"message": message}}).encode(), status=500)
+    bench.connectors["a"].last.sink.end()
+    assert isinstance(answer.error, InvalidRequest)
+    assert answer.error.code == code
+
+
+@pytest.mark.parametrize("vector", [[0.5] * 4, "AAAAAAAAAAAAAAAAAAAAAA=="])
+def test_dimensions_that_a_model_does_not_have_are_refused_not_ignored(vector: object) -> None:
+    for wanted, refused in ((4, False), (2, True)):
+        bench = Bench("a")
+        answer = RecordedAnswer()
+        body = json.dumps({"model": "m", "input": "x", "dimensions": wanted}).encode()
+        bench.inference.start("r", Principal("p"), decode_request(Operation.EMBEDDING, body), answer)
+        reply = {
+            "data": [{"embedding": vector, "index": 0}],
+            "usage": {"prompt_tokens": 1, "total_tokens": 1},
+        }
+        bench.connectors["a"].last.answer(json.dumps(reply).encode(), content_type=b"application/json")
+        bench.connectors["a"].last.sink.end()
+        assert isinstance(answer.error, InvalidRequest) is refused
+        assert answer.ended is not refused
+
+
+def test_usage_told_for_each_choice_adds_up() -> None:
+    bench = Bench("a")
+    answer = RecordedAnswer()
+    request = {"model": "m", "messages": [{"role": "user", "content": "x"}], "n": 2, "stream": True}
+    body = json.dumps({**request, "stream_options": {"include_usage": True}}).encode()
+    bench.inference.start("r", Principal("p"), decode_request(Operation.CHAT, body), answer)
+    exchange = bench.connectors["a"].last
+    exchange.sink.head(200, [(b"content-type", b"text/event-stream")])
+    for index, tokens in ((1, 3), (0, 4)):
+        piece = {"index": index, "delta": {"role": "assistant", "content": "x"}, "finish_reason": None}
+        exchange.sink.data(
+            chunk(choices=[piece]) + chunk(choices=[{**piece, "delta": {}, "finish_reason": "stop"}])
+        )
+        exchange.sink.data(usage_chunk(9, tokens))
+    exchange.sink.data(DONE)
+    exchange.sink.end()
+    said = check_chat_stream(answer.body, usage=True, choices=2)
+    assert sorted(said) == [0, 1]
+    assert answer.events[-2]["usage"]["completion_tokens"] == 7
+    assert bench.control.totals.completion_tokens == 7

@@ -14,7 +14,7 @@ from headrace.core.metering import meter_whole, usage_member
 from headrace.domain.inference import Usage
 from headrace.kernel.errors import InvalidRequest, RequestError, UpstreamFailed, UpstreamRefused
 from headrace.ports.connector import Busy, Exchange, Failure, Headers, Lost, NotSent, Sink
-from headrace.wire.openai import InferenceBody, read_error
+from headrace.wire.openai import InferenceBody, llama_refusal, read_error
 from headrace.wire.sse import EventSplitter, EventTooLarge, data_of, events
 
 MAX_ERROR_BYTES = 64 * 1024
@@ -118,6 +118,9 @@ class Attempt(Sink):
     def _judge(self) -> None:
         """What a status other than 200 means."""
         message, code, param = read_error(bytes(self._collected))
+        if self._status == 500 and (mistake := llama_refusal(message)) is not None:
+            self._told.rejected(mistake, self.usage)
+            return
         reason = f"The backend answered {self._status}" + (f": {message}" if message else ".")
         if self._status == 501:
             self._told.rejected(
@@ -151,6 +154,7 @@ class StreamAttempt(Attempt):
             created=int(time.time()),
             ask_usage=body.include_usage or not self.passes_on,
             prompt_tokens=body.prompt_tokens,
+            choices=body.choices,
         )
         self._answering = False
 
@@ -205,7 +209,10 @@ class WholeAttempt(Attempt):
 
     def _finish(self) -> None:
         try:
-            answer, usage = meter_whole(bytes(self._collected), prompt_tokens=self._body.prompt_tokens)
+            answer, usage = meter_whole(bytes(self._collected), self._body)
+        except InvalidRequest as error:
+            self._told.rejected(error, self.usage)
+            return
         except UpstreamFailed as error:
             self._told.failed(Lost(error.message), self.usage)
             return

@@ -44,11 +44,12 @@ class ChunkStream:
     """Follows one streamed answer: passes on strict chunks, sees its usage, adds what the backend forgot.
 
     ask_usage: the client wants the usage chunk; to others it isn't shown. prompt_tokens: estimated, for a backend that
-    doesn't report usage.
+    doesn't report usage. choices: how many were asked for.
     """
 
     __slots__ = (
         "_ask_usage",
+        "_choices",
         "_counted",
         "_mender",
         "_prompt_tokens",
@@ -59,10 +60,18 @@ class ChunkStream:
     )
 
     def __init__(
-        self, operation: Operation, model: str, *, created: int, ask_usage: bool, prompt_tokens: int
+        self,
+        operation: Operation,
+        model: str,
+        *,
+        created: int,
+        ask_usage: bool,
+        prompt_tokens: int,
+        choices: int = 1,
     ) -> None:
         self._mender = Mender(operation, model, created)
         self._ask_usage = ask_usage
+        self._choices = choices
         self._prompt_tokens = prompt_tokens
         self._counted = 0
         self._reported: Usage | None = None
@@ -145,13 +154,22 @@ class ChunkStream:
         if "usage" not in chunk:
             return False
         if chunk["usage"] is not None:
-            self._reported = usage_of(chunk, self.usage)
-            if chunk.get("choices") == []:
-                self._usage_event = event
+            self._note_usage(event, chunk)
         elif self._ask_usage:
             return False
         del chunk["usage"]
         return True
+
+    def _note_usage(self, event: bytes, chunk: dict[str, Any]) -> None:
+        """The last report counts; but llama.cpp reports on each of n choices in a usage chunk of its own."""
+        before = self._reported
+        self._reported = usage_of(chunk, self.usage)
+        if chunk.get("choices") != []:
+            return
+        if self._usage_event and before is not None and self._choices > 1 and not self._reported.estimated:
+            completion = before.completion_tokens + self._reported.completion_tokens
+            self._reported = Usage(self._reported.prompt_tokens, completion)
+        self._usage_event = event
 
     def _learn(self, event: bytes, chunk: dict[str, Any], sent: bytes) -> None:
         """Make a template of a chunk that carries one piece of text and nothing else that may change."""
@@ -189,10 +207,10 @@ class ChunkStream:
         if self._usage_event:
             with contextlib.suppress(msgspec.DecodeError):
                 chunk = _decode(data_of(self._usage_event) or b"{}")
-        if self._reported is None or "usage" not in chunk:
-            chunk["usage"] = usage_member(self.usage)
-        changed = [name for name, value in self._mender.shared.items() if chunk.get(name) != value]
-        if self._usage_event and self._reported is not None and not changed:
+        counted = usage_member(self.usage)
+        told = chunk.get("usage")
+        chunk["usage"] = {**(told if isinstance(told, dict) else {}), **counted}
+        if chunk["usage"] == told and all(chunk.get(name) == v for name, v in self._mender.shared.items()):
             return self._usage_event
         return data_event(_encode({**self._mender.shared, "choices": [], **chunk, **self._mender.shared}))
 

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from headrace.domain.inference import Usage, estimate_tokens
-from headrace.kernel.errors import UpstreamFailed
-from headrace.wire.openai import read_error
+from headrace.kernel.errors import InvalidRequest, UpstreamFailed
+from headrace.wire.openai import InferenceBody, read_error
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 _encode = msgspec.json.encode
@@ -35,25 +35,42 @@ def usage_member(usage: Usage) -> dict[str, object]:
     return {**member, "estimated": True} if usage.estimated else member
 
 
-def meter_whole(body: bytes, *, prompt_tokens: int) -> tuple[bytes, Usage]:
-    """A whole answer and its usage; usage that the backend left out is estimated, and added to the answer.
+def meter_whole(raw: bytes, body: InferenceBody) -> tuple[bytes, Usage]:
+    """A whole answer to *body* and its usage; usage that the backend left out is estimated, and added to the answer.
 
     Raises:
         UpstreamFailed: it isn't a JSON object.
+        InvalidRequest: an embedding hasn't the dimensions that were asked for: the model has no choice of them.
     """
     try:
-        answer = _decode(body)
+        answer = _decode(raw)
     except (msgspec.DecodeError, RecursionError):
         raise UpstreamFailed("The backend's answer is not a JSON object.") from None
     if answer.get("error"):
-        message, _, _ = read_error(body)
+        message, _, _ = read_error(raw)
         raise UpstreamFailed(f"The backend failed: {message or 'it gave no reason'}")
-    estimate = Usage(prompt_tokens, estimate_tokens(_text_chars(answer)), estimated=True)
+    if body.dimensions is not None:
+        _check_dimensions(answer, body.dimensions)
+    estimate = Usage(body.prompt_tokens, estimate_tokens(_text_chars(answer)), estimated=True)
     usage = usage_of(answer, estimate)
     if usage is estimate:
         answer["usage"] = usage_member(usage)
-        body = _encode(answer)
-    return body, usage
+        raw = _encode(answer)
+    return raw, usage
+
+
+def _check_dimensions(answer: dict[str, Any], wanted: int) -> None:
+    for item in answer.get("data") or ():
+        vector = item.get("embedding") if isinstance(item, dict) else None
+        size = (
+            len(vector) * 3 // 16 if isinstance(vector, str) else len(vector or ())
+        )  # base64 of 4-byte floats
+        if size != wanted:
+            raise InvalidRequest(
+                f"This model's embeddings have {size} dimensions, and no others.",
+                param="dimensions",
+                code="unsupported",
+            )
 
 
 def _text_chars(answer: dict[str, Any]) -> int:

@@ -140,15 +140,12 @@ class Upstream(Section):
     kind: UpstreamKind = Field(default=UpstreamKind.OPENAI, description="What it speaks.")
     models: tuple[str, ...] = Field(default=(), description="Models to use of it; empty: it is asked.")
     capacity: int = Field(default=64, ge=1, description="Requests it takes at once.")
-    cancels_unstreamed: bool = Field(
-        default=False,
-        description="Whether a client's leaving stops its unstreamed answers, too (vLLM, SGLang and Ollama: yes; "
-        "llama.cpp: no). If not, whole answers are asked for as streams and put together here.",
+    cancels_unstreamed: bool | None = Field(
+        default=None,
+        description="Whether a client's leaving stops its unstreamed answers, too (vLLM and SGLang: yes; llama.cpp: no). If "
+        "not, whole answers are asked for as streams and put together here. Unset: yes for Ollama, else no.",
     )
     tags: tuple[Name, ...] = Field(default=(), description="Words to select it by.")
-    weight: float = Field(
-        default=1.0, gt=0, allow_inf_nan=False, description="Its share of the work, relative to others."
-    )
     api_key: OptionalKey = Field(
         default=None,
         description="The key it asks for. Better in `api_key_file` or the environment than in a file.",

@@ -123,7 +123,7 @@ class InferenceBody:
     """A checked request body, ready to be written again for a backend.
 
     include_usage: the client asked for the usage chunk. prompt_tokens: estimated. max_tokens: None where the client
-    set no limit.
+    set no limit. dimensions: of an embedding, where the client asked for so many.
     """
 
     operation: Operation
@@ -134,6 +134,7 @@ class InferenceBody:
     choices: int = 1
     prompt_tokens: int = 0
     max_tokens: int | None = None
+    dimensions: int | None = None
 
     def render(self, *, model: str, stream: bool, ask_usage: bool) -> bytes:
         """The body for a backend: under its name for the model, streamed or whole, asking for the usage chunk or not."""
@@ -202,6 +203,7 @@ def _checked(operation: Operation, members: Members, values: dict[str, Any]) -> 
         choices=values.get("n", 1),
         prompt_tokens=estimate_tokens(len(memoryview(members[prompt]))),
         max_tokens=values.get("max_completion_tokens", values.get("max_tokens")),
+        dimensions=values.get("dimensions"),
     )
 
 
@@ -236,6 +238,15 @@ def read_error(body: bytes) -> tuple[str, str | None, str | None]:
         code if isinstance(code, str) else None,
         param if isinstance(param, str) else None,
     )
+
+
+def llama_refusal(message: str) -> InvalidRequest | None:
+    """What is wrong with a request that llama.cpp answered with a 500, as if it had broken; None where it did break."""
+    if "is too large to process" in message:
+        return InvalidRequest(message, param="input", code="context_length_exceeded")
+    if "input is not supported" in message:
+        return InvalidRequest(message, param="messages", code="unsupported")
+    return None
 
 
 MAX_MESSAGE_CHARS = 2000
