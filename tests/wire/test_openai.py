@@ -98,7 +98,9 @@ def test_wrong_members_are_named(operation: Operation, members: dict[str, Any], 
 
 
 names = st.sampled_from([*CONTROL, *(name.upper() for name in CONTROL), "Model", "\u017ftream", "x"])
-values: st.SearchStrategy[Any] = st.sampled_from(["m", "other", True, False, None, 1, 5, {"include_usage": True}, [], "true"])
+values: st.SearchStrategy[Any] = st.sampled_from(
+    ["m", "other", True, False, None, 1, 5, {"include_usage": True}, [], "true"]
+)
 spaces = st.sampled_from(["", " ", "\n\t"])
 
 
