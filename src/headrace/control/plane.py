@@ -26,8 +26,8 @@ class _Entry(Waiting):
     told: Admission
     plane: LocalControlPlane
     executions: int = 0
-    failed_on: set[str] = field(default_factory=set)  # never again for this request
-    busy_until: dict[str, float] = field(default_factory=dict)  # node id → not before this, monotonic clock
+    failed_on: frozenset[str] = frozenset()  # never again for this request
+    busy_until: dict[str, float] | None = None  # node id → not before this, monotonic clock
     deadline: float = 0.0  # on the monotonic clock
     timer: Timer | None = None
 
@@ -35,7 +35,7 @@ class _Entry(Waiting):
         """Stop waiting."""
         self.plane.withdraw(self)
 
-    def avoid(self, now: float) -> set[str]:
+    def avoid(self, now: float) -> frozenset[str]:
         """Nodes that this request isn't sent to at *now*."""
         if not self.busy_until:
             return self.failed_on
@@ -107,7 +107,7 @@ class LocalControlPlane(ControlPlane):
         if isinstance(failure, Busy):
             self._leave_alone(entry, grant.target, failure.retry_after_s or BUSY_PAUSE_S)
         else:
-            entry.failed_on.add(grant.target)
+            entry.failed_on |= {grant.target}
         if isinstance(failure, NotSent):
             self.on_unreachable(grant.target, failure.reason)
         refusal = self._no_more(entry, grant, failure)
@@ -210,7 +210,7 @@ class LocalControlPlane(ControlPlane):
 
     def _leave_alone(self, entry: _Entry, node_id: str, pause_s: float) -> None:
         """Don't send *entry* to a node that refused it, for a while: a node's word that it is full may be news to us."""
-        entry.busy_until[node_id] = self._clock.monotonic() + pause_s
+        entry.busy_until = {**(entry.busy_until or {}), node_id: self._clock.monotonic() + pause_s}
         self._clock.call_later(pause_s, lambda: self._drain(entry.ask.model))
 
     def _no_more(self, entry: _Entry, grant: Grant, failure: Failure) -> RequestError | None:

@@ -51,12 +51,15 @@ def meter_whole(raw: bytes, body: InferenceBody) -> tuple[bytes, Usage]:
         raise UpstreamFailed(f"The backend failed: {message or 'it gave no reason'}")
     if body.dimensions is not None:
         _check_dimensions(answer, body.dimensions)
-    estimate = Usage(body.prompt_tokens, estimate_tokens(_text_chars(answer)), estimated=True)
-    usage = usage_of(answer, estimate)
-    if usage is estimate:
+    usage = usage_of(answer, _UNKNOWN)
+    if usage is _UNKNOWN:
+        usage = Usage(body.prompt_tokens, estimate_tokens(_text_chars(answer)), estimated=True)
         answer["usage"] = usage_member(usage)
         raw = _encode(answer)
     return raw, usage
+
+
+_UNKNOWN = Usage(estimated=True)
 
 
 def _check_dimensions(answer: dict[str, Any], wanted: int) -> None:

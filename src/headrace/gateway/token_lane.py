@@ -254,6 +254,7 @@ class TokenRequest(Answer):
 
     def _end_stream(self) -> None:
         self.over = True
+        self.call = None  # it knows us as its answer: nothing is left to the garbage collector
         if self._chunked:
             self._client.write(_LAST_CHUNK)
         self._client.answered(closes=not self._chunked)
@@ -266,6 +267,7 @@ class TokenRequest(Answer):
 
     def _whole(self, status: bytes, body: bytes, lines: bytes, *, closes: bool = False) -> None:
         self.over = True
+        self.call = None
         self._parts = []
         if closes or not self._client.keep_alive:
             lines += _CLOSE

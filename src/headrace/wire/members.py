@@ -20,6 +20,7 @@ Members = dict[str, msgspec.Raw]
 _top_level = msgspec.json.Decoder(Members)
 _walker = json.JSONDecoder(parse_int=len)  # values are only walked over; int() refuses very long numbers
 _SPACE = " \t\r\n"
+_SPACE_BYTES = _SPACE.encode()
 
 
 def split(body: bytes, control: Collection[str]) -> Members:
@@ -39,7 +40,7 @@ def split(body: bytes, control: Collection[str]) -> Members:
         ) from None
     try:
         members = _top_level.decode(body)
-        names = members if len(body) == _compact_length(members) else _names(text)
+        names = members if _has_no_others(body, members) else _names(text)
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
     except msgspec.ValidationError:
@@ -68,6 +69,22 @@ def _compact_length(members: Members) -> int:
     return total
 
 
+def _has_no_others(body: bytes, members: Members) -> bool:
+    """Whether *body* is these members and white space, and nothing else: then none is repeated, none has an escaped name."""
+    if len(body) == _compact_length(members):
+        return True
+    position = _after_space(body, 0) + 1
+    for name, value in members.items():
+        position = _after_space(body, position)
+        if not body.startswith(key := b'"%b"' % name.encode(), position):
+            return False
+        position = _after_space(body, _after_space(body, position + len(key)) + 1)  # past the colon
+        if not body.startswith(raw_value := bytes(value), position):
+            return False
+        position = _after_space(body, position + len(raw_value)) + 1  # past the comma, or the end
+    return not body[position:].strip()
+
+
 def _names(text: str) -> list[str]:
     """Every name at the top level of the valid JSON object *text*, repeated ones too, unescaped. Linear in its length."""
     names = []
@@ -83,8 +100,9 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _after_space(text: str, position: int) -> int:
-    while text[position] in _SPACE:
+def _after_space(text: str | bytes, position: int) -> int:
+    space: str | bytes = _SPACE if isinstance(text, str) else _SPACE_BYTES
+    while text[position] in space:
         position += 1
     return position
 

@@ -5,7 +5,6 @@ Source: the OpenAI API reference and the behaviour of its official Python client
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
@@ -118,8 +117,7 @@ _CHECKS: dict[Operation, dict[str, _Check]] = {
 _PROMPT = {Operation.CHAT: "messages", Operation.COMPLETION: "prompt", Operation.EMBEDDING: "input"}
 
 
-@dataclass(slots=True)
-class InferenceBody:
+class InferenceBody(msgspec.Struct):
     """A checked request body, ready to be written again for a backend.
 
     include_usage: the client asked for the usage chunk. prompt_tokens: estimated. max_tokens: None where the client
