@@ -319,10 +319,11 @@ async def test_restarts_leave_no_open_files_and_no_children(real_catalog: Catalo
     ) as stage:
         me = psutil.Process()
         before = None
+        children = len(me.children())  # others' too
         for _ in range(3):
             os.kill(stage.engine.pid or 0, signal.SIGKILL)
             await stage.until(NodeState.READY)
             open_files = me.num_fds()
             assert before is None or open_files <= before
             before = open_files
-        assert len(me.children()) == 1
+        assert len(me.children()) <= children
