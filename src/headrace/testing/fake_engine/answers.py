@@ -80,6 +80,8 @@ def read_ask(path: str, body: Json, script: Script, *, number: int, created: int
     needed = "messages" if chat else "prompt"
     if needed not in body:
         raise BadRequest(f"'{needed}' is required")
+    if chat and not isinstance(body["messages"], list):
+        raise BadRequest("Expected 'messages' to be an array")
     if "stream_options" in body and not script.stream_options:
         raise BadRequest("unknown field 'stream_options'")
     most = body.get("max_completion_tokens") or body.get("max_tokens")
