@@ -33,14 +33,15 @@ def split(body: bytes, control: Collection[str]) -> Members:
         InvalidRequest: not UTF-8, not JSON, too deeply nested, not an object, or such a repetition.
     """
     try:
-        text = body.decode()
+        if not body.isascii():
+            body.decode()
     except UnicodeDecodeError as error:
         raise InvalidRequest(
             f"The body is not valid UTF-8 (at byte {error.start}).", code="invalid_json"
         ) from None
     try:
         members = _top_level.decode(body)
-        names = members if _has_no_others(body, members) else _names(text)
+        names = members if _has_no_others(body, members) else _names(body.decode())
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
     except msgspec.ValidationError:
@@ -79,9 +80,9 @@ def _has_no_others(body: bytes, members: Members) -> bool:
         if not body.startswith(key := b'"%b"' % name.encode(), position):
             return False
         position = _after_space(body, _after_space(body, position + len(key)) + 1)  # past the colon
-        if not body.startswith(raw_value := bytes(value), position):
+        if not body.startswith(memoryview(value), position):
             return False
-        position = _after_space(body, position + len(raw_value)) + 1  # past the comma, or the end
+        position = _after_space(body, position + len(memoryview(value))) + 1  # past the comma, or the end
     return not body[position:].strip()
 
 
