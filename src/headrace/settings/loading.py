@@ -58,7 +58,8 @@ def find_file(config_file: Path | None, home: Path) -> Path | None:
     """
     if config_file is not None:
         if not config_file.is_file():
-            raise ConfigError(f"The configuration file {config_file} does not exist.")
+            what = "is not a file" if config_file.exists() else "does not exist"
+            raise ConfigError(f"The configuration file {config_file} {what}.")
         return config_file
     candidates = (Path(FILE_NAME), home / FILE_NAME)
     return next((path for path in candidates if path.is_file()), None)
