@@ -123,6 +123,8 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self.close()
+        except httptools.HttpParserCallbackError:
+            self.abort()  # it came while the engine was stopping
         except httptools.HttpParserError:
             self.write(_head(400, {"Content-Length": "0", "Connection": "close"}))
             self.close()
