@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -96,7 +96,7 @@ class Service:
 
     settings: Settings
     port: int
-    first_key: str | None
+    first_key: tuple[str, bool] | None  # and whether it was made just now
     inference: Inference
     listener: Listener
     ready: bool = True
@@ -158,13 +158,13 @@ async def running(settings: Settings, listening: socket.socket, catalog: Catalog
         yield service
 
 
-def _let_in(keys: KeyRing, settings: Settings) -> str | None:
-    """Fill the key ring; the first key, where no other was given."""
+def _let_in(keys: KeyRing, settings: Settings) -> tuple[str, bool] | None:
+    """Fill the key ring; the first key, and whether it is new, where no other was given."""
     for key in settings.auth.api_keys:
         keys.add(key.get_secret_value())
     if settings.auth.api_keys:
         return None
-    return admit_first_key(keys, settings.home)[0]
+    return admit_first_key(keys, settings.home)
 
 
 def _node_id(engine: Engine) -> str:
@@ -267,14 +267,21 @@ def _welcome(settings: Settings, service: Service) -> str:
     shown = "127.0.0.1" if host in ("0.0.0.0", "") else f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{service.port}"
     lines = [f"Headrace is listening on {url}"]
-    key = "$HEADRACE_API_KEY"
+    header = '"Authorization: Bearer $HEADRACE_API_KEY"'
     if service.first_key is not None:
-        key = service.first_key
-        lines.append(f"Your key (kept in {Path(settings.home) / FIRST_KEY_FILE}): {key}")
+        key, made = service.first_key
+        path = settings.home / FIRST_KEY_FILE
+        # Shown once: what is printed at every start ends up in somebody's log.
+        lines.append(f"Your key (kept in {path}): {key}" if made else f"Your key is kept in {path}")
+        header = (
+            f"'Authorization: Bearer {key}'"
+            if made
+            else f'"Authorization: Bearer $(cat {shlex.quote(str(path))})"'
+        )
     model = settings.effective_engines[0].id if settings.effective_engines else "MODEL"
     lines += [
         "Try it:",
-        f"curl -sS {url}/v1/chat/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' "
+        f"curl -sS {url}/v1/chat/completions -H {header} -H 'Content-Type: application/json' "
         f"""-d '{{"model":"{model}","messages":[{{"role":"user","content":"Say hello."}}]}}'""",
     ]
     return "\n".join(lines)

@@ -72,7 +72,13 @@ def test_the_key_is_made_once_and_kept(tmp_path: Path) -> None:
         key = first.key
     with Service(tmp_path) as second:
         assert second.key == key
-        assert key in second.console.text
+        assert key not in second.console.text, (
+            "it is shown once; what is printed at every start ends up in a log"
+        )
+        done = subprocess.run(
+            ["bash", "-c", second.curl], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert json.loads(done.stdout)["object"] == "chat.completion"
         assert [model.id for model in second.client().models.list()] == ["smollm2"]
 
 
