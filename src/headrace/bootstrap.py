@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import shlex
 import signal
@@ -84,6 +85,8 @@ async def _serve(
         loop.add_signal_handler(number, signalled)
     async with running(settings, listening, catalog) as service:
         banner(_welcome(settings, service))
+        gc.collect()
+        gc.freeze()  # what is there now stays: the collector needn't look at it again and again while requests wait
         await stop.wait()
         banner("Stopping: running answers may finish. Once more to stop at once.")
         await service.shut_down(force)
