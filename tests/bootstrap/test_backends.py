@@ -59,6 +59,7 @@ async def test_an_upstream_called_ollama_is_the_one_that_counts(tmp_path: Path) 
             assert await models(service.port) == ["mine"]
 
 
+@pytest.mark.slow
 async def test_an_upstream_that_comes_up_later_is_used_then(tmp_path: Path) -> None:
     late = FakeEngine(Script(models=("late",)))
     await late.start()

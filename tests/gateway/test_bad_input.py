@@ -226,6 +226,7 @@ async def test_a_connection_that_never_speaks_is_closed(house: House) -> None:
         assert await client.closed() == b""
 
 
+@pytest.mark.slow
 async def test_a_body_that_drips_for_ever_is_cut(house: House) -> None:
     key = house.auth["authorization"]
     async with RawClient(house.port) as client:
