@@ -1,0 +1,82 @@
+"""What may be used, and in which stretch of time: windows of requests, tokens and places."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+
+import msgspec
+
+
+class Measure(StrEnum):
+    """What a window counts."""
+
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+    CONCURRENCY = "concurrency"  # requests that run right now: given back when they end
+
+
+class Period(StrEnum):
+    """How long a window lasts. All begin with their unit of UTC, so a call never prolongs one."""
+
+    NOW = "now"  # of concurrency: no beginning, no end
+    MINUTE = "minute"
+    DAY = "day"
+    MONTH = "month"
+
+    def bounds(self, now: float) -> tuple[int, int]:
+        """When the window that *now* falls into begins, and when it ends, in whole seconds since the epoch.
+
+        `NOW` begins at 0 and never ends, which is also written 0.
+        """
+        if self is Period.MINUTE:
+            start = int(now) // 60 * 60
+            return start, start + 60
+        if self is Period.DAY:
+            start = int(now) // 86_400 * 86_400
+            return start, start + 86_400
+        if self is Period.MONTH:
+            first = datetime.fromtimestamp(now, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+            following = (first + timedelta(days=32)).replace(day=1)
+            return int(first.timestamp()), int(following.timestamp())
+        return 0, 0
+
+
+class Window(msgspec.Struct, frozen=True):
+    """A limit on what one subject uses in one period. `subject`: `key:ID`, `user:ID` or `address:IP`."""
+
+    subject: str
+    measure: Measure
+    period: Period
+    limit: int
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one key or user may use; 0 is no limit."""
+
+    requests_per_minute: int = 0
+    requests_per_day: int = 0
+    requests_per_month: int = 0
+    tokens_per_minute: int = 0
+    tokens_per_day: int = 0
+    tokens_per_month: int = 0
+    concurrency: int = 0
+
+    def windows(self, subject: str) -> tuple[Window, ...]:
+        """The windows that these limits mean for *subject*."""
+        return tuple(
+            Window(subject, measure, period, limit)
+            for name, measure, period in _WINDOWS
+            if (limit := getattr(self, name)) > 0
+        )
+
+
+_WINDOWS = (
+    ("requests_per_minute", Measure.REQUESTS, Period.MINUTE),
+    ("requests_per_day", Measure.REQUESTS, Period.DAY),
+    ("requests_per_month", Measure.REQUESTS, Period.MONTH),
+    ("tokens_per_minute", Measure.TOKENS, Period.MINUTE),
+    ("tokens_per_day", Measure.TOKENS, Period.DAY),
+    ("tokens_per_month", Measure.TOKENS, Period.MONTH),
+    ("concurrency", Measure.CONCURRENCY, Period.NOW),
+)
