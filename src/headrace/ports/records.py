@@ -112,6 +112,9 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     until: float | None = None
 
 
+ALL = Selection()
+
+
 class Grouping(StrEnum):
     """What usage is summed by."""
 
@@ -141,10 +144,10 @@ class Records(Protocol):
     def add(self, record: RequestRecord) -> None:
         """Keep *record*: returns at once, never raises. At most 200 ms of records are lost in a crash."""
 
-    async def recent(self, limit: int, selection: Selection = Selection()) -> list[RequestRecord]:
+    async def recent(self, limit: int, selection: Selection = ALL) -> list[RequestRecord]:
         """The newest first, those still in the buffer included."""
 
-    async def usage(self, by: Sequence[Grouping], selection: Selection = Selection()) -> list[UsageRow]:
+    async def usage(self, by: Sequence[Grouping], selection: Selection = ALL) -> list[UsageRow]:
         """Sums, by group, those still in the buffer not included."""
 
     async def prune(self, before: float) -> int:
