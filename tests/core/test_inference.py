@@ -108,9 +108,13 @@ def test_usage_that_a_backend_leaves_out_is_counted_and_marked() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 7, 50])
 def test_a_stream_cut_anywhere_gives_the_same_answer(size: int) -> None:
-    whole = (
-        ROLE + chunk({"content": "h\u00e9 \U0001f600"}) + chunk({}, finish="stop") + usage_chunk(3, 1) + DONE
-    )
+    deltas = [
+        ({"role": "assistant", "content": ""}, None),
+        ({"content": "h\u00e9 \U0001f600"}, None),
+        ({}, "stop"),
+    ]
+    chunks = [chunk(delta, finish=finish, usage=None) for delta, finish in deltas]
+    whole = b"".join(chunks) + usage_chunk(3, 1) + DONE
     bench = Bench("a")
     _, answer = bench.ask(usage=True)
     exchange = bench.connectors["a"].last

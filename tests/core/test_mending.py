@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -44,18 +45,21 @@ def text_of(body: bytes, *, usage: bool = True, choices: int = 1) -> list[str]:
     return [said[index]["content"] for index in sorted(said)]
 
 
-def test_a_clean_stream_passes_byte_for_byte() -> None:
+@pytest.mark.parametrize("usage", [True, False])
+def test_a_clean_stream_passes_byte_for_byte(usage: bool) -> None:
     chunks = [
         ROLE,
         chunk({"content": "a"}),
         chunk({"content": 'quote " and \\ and \n'}),
         chunk({"content": "é"}),
         STOP,
-        USAGE,
     ]
-    raw = b"".join(b"data: %b\n\n" % json.dumps(c).encode() for c in chunks) + b"data: [DONE]\n\n"
-    stream = ChunkStream(Operation.CHAT, "m", created=9, ask_usage=True, prompt_tokens=3)
-    assert stream.feed(raw) == raw
+    chunks = [{**c, "usage": None} if usage else c for c in chunks]
+    last = b"data: %b\n\n" % json.dumps(USAGE).encode()
+    raw = b"".join(b"data: %b\n\n" % json.dumps(c).encode() for c in chunks)
+    stream = ChunkStream(Operation.CHAT, "m", created=9, ask_usage=usage, prompt_tokens=3)
+    done = b"data: [DONE]\n\n"
+    assert stream.feed(raw + last + done) == raw + (last if usage else b"") + done
     assert (stream.usage.prompt_tokens, stream.usage.completion_tokens, stream.usage.estimated) == (
         3,
         2,
@@ -155,9 +159,19 @@ def test_ids_of_events_are_dropped_because_the_sdk_trips_over_comments_after_the
     assert b"id: 5" not in run(ROLE, json.dumps(chunk({"content": "ab"})) + "\nid: 5", STOP, USAGE)
 
 
-def test_choices_of_n_begin_in_order_whatever_comes_first() -> None:
-    body = run(chunk({"content": "b"}, index=1), chunk({"content": "a"}), chunk({}, "stop", 1), STOP, USAGE)
-    assert text_of(body, choices=2) == ["a", "b"]
+@pytest.mark.compliance("O15")
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_choices_of_n_begin_in_order_whatever_comes_first(order: tuple[int, ...]) -> None:
+    said = [chunk({"content": "abc"[index]}, index=index) for index in order]
+    ends = [chunk({}, "stop", index) for index in order]
+    assert text_of(run(*said, *ends, USAGE), choices=3) == ["a", "b", "c"]
+    together = {**BASE, "choices": [choice for one in said for choice in one["choices"]]}
+    assert text_of(run(together, *ends, USAGE), choices=3) == ["a", "b", "c"]
+
+
+def test_an_index_that_no_choice_can_have_is_not_believed() -> None:
+    body = run(chunk({"content": "a"}, index=10**9), chunk({}, "stop", 10**9), USAGE)
+    assert text_of(body) == ["a"]
 
 
 def call(arguments: Any, **members: Any) -> dict[str, Any]:

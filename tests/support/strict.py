@@ -44,9 +44,11 @@ def check_chat_stream(body: bytes, *, usage: bool, choices: int = 1) -> dict[int
 
 def _check_usage(chunks: list[dict[str, Any]], *, wanted: bool) -> None:
     for chunk in chunks[:-1] if wanted else chunks:
-        assert chunk.get("usage") is None
         assert chunk["choices"], "no chunk without choices but the usage chunk"
-        assert wanted or "usage" not in chunk
+        assert chunk.get("usage") is None
+        assert ("usage" in chunk) is wanted, (
+            "null before the usage chunk for those who asked for it, else not there"
+        )
     if wanted:
         usage = chunks[-1]["usage"]
         assert chunks[-1]["choices"] == []

@@ -141,7 +141,7 @@ class ChunkStream:
             return b""
         if any(choice["finish_reason"] for choice in chunk["choices"]):
             self._templates.clear()
-        openers = b"".join([data_event(_encode(opener)) for opener in self._mender.openers(chunk)])
+        openers = b"".join([self._own(opener) for opener in self._mender.openers(chunk)])
         if any(_carries(choice) for choice in chunk["choices"]):
             self._counted += 1
         one_line = event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2
@@ -150,14 +150,17 @@ class ChunkStream:
         return openers + sent
 
     def _take_usage(self, event: bytes, chunk: dict[str, Any]) -> bool:
-        """Note the usage, wherever it stands; it goes out in one chunk at the end, to those who asked."""
-        if "usage" not in chunk:
-            return False
-        if chunk["usage"] is not None:
+        """Note the usage, wherever it stands; it goes out in one chunk at the end, to those who asked. For them it is null
+        in all chunks before."""
+        told = chunk.get("usage")
+        if told is not None:
             self._note_usage(event, chunk)
-        elif self._ask_usage:
+        if ("usage" in chunk) is self._ask_usage and told is None:
             return False
-        del chunk["usage"]
+        if self._ask_usage:
+            chunk["usage"] = None
+        else:
+            del chunk["usage"]
         return True
 
     def _note_usage(self, event: bytes, chunk: dict[str, Any]) -> None:
@@ -196,11 +199,15 @@ class ChunkStream:
 
     def _close(self) -> bytes:
         """Everything that has to stand at the end: finish reasons, the usage chunk, `[DONE]`."""
-        closing = [data_event(_encode(chunk)) for chunk in self._mender.closers()]
+        closing = [self._own(chunk) for chunk in self._mender.closers()]
         self.done = True
         if self._ask_usage:
             closing.append(self._usage_chunk())
         return b"".join(closing) + DONE
+
+    def _own(self, chunk: dict[str, Any]) -> bytes:
+        """A chunk that the backend didn't send, as an event."""
+        return data_event(_encode({**chunk, "usage": None} if self._ask_usage else chunk))
 
     def _usage_chunk(self) -> bytes:
         chunk: dict[str, Any] = {}

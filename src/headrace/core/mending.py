@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
+from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import msgspec
 
 from headrace.domain.inference import Operation
+from headrace.wire.openai import MAX_CHOICES
 
 Chunk = dict[str, Any]
 
@@ -86,15 +89,21 @@ class Mender:
             changed |= self._delta(choice, state) if self._chat else self._text(choice)
             changed |= _finish_reason(choice, state)
             kept.append(choice)
+        if len(kept) > 1 and any(a["index"] > b["index"] for a, b in pairwise(kept)):
+            kept.sort(key=itemgetter("index"))
+            changed = True
         chunk["choices"] = kept
         return changed
 
     def openers(self, chunk: Chunk) -> list[Chunk]:
-        """Chunks to go before the first one: a client may take for granted that choice 0 is the first it hears of."""
-        if not self._chat or not chunk["choices"] or 0 in self._choices:
+        """Chunks to go before this one: OpenAI's client takes for granted that choices begin in the order of their numbers,
+        and mistakes one for another where they don't.
+        """
+        if not self._chat or not chunk["choices"]:
             return []
-        self._choices[0] = _Choice(begun=True)
-        return [self._chunk_for(0, {"role": "assistant", "content": ""}, None)]
+        missing = [index for index in range(chunk["choices"][-1]["index"]) if index not in self._choices]
+        self._choices |= {index: _Choice(begun=True) for index in missing}
+        return [self._chunk_for(index, {"role": "assistant", "content": ""}, None) for index in missing]
 
     def closers(self) -> list[Chunk]:
         """Chunks for the choices that the backend never said to be finished."""
@@ -131,9 +140,9 @@ class Mender:
 
     def _index(self, choice: Chunk, position: int) -> bool:
         index = choice.get("index")
-        if type(index) is int and index >= 0:
+        if type(index) is int and 0 <= index < MAX_CHOICES:
             return False
-        choice["index"] = position
+        choice["index"] = min(position, MAX_CHOICES - 1)
         return True
 
     def _delta(self, choice: Chunk, state: _Choice) -> bool:
