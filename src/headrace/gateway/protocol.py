@@ -199,9 +199,11 @@ class GatewayProtocol(HttpToolsProtocol, Client):
 
     def on_body(self, body: bytes) -> None:
         """Some of the request's body."""
+        if self._deaf:
+            return  # the body of a request behind the running one, which must not get into that one's answer
         if self._request is not None:
             self._request.body(body)
-        elif not self._deaf and self.cycle is not None:
+        elif self.cycle is not None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
