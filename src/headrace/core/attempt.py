@@ -10,7 +10,8 @@ import msgspec
 
 from headrace.core.assembling import Assembler
 from headrace.core.chunks import ChunkStream
-from headrace.core.metering import meter_whole, usage_member
+from headrace.core.metering import usage_member
+from headrace.core.whole import meter_whole
 from headrace.domain.inference import Usage
 from headrace.kernel.errors import InvalidRequest, RequestError, UpstreamFailed, UpstreamRefused
 from headrace.ports.connector import Busy, Exchange, Failure, Headers, Lost, NotSent, Sink

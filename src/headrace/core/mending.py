@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from headrace.domain.inference import Operation
+from headrace.kernel.errors import UpstreamFailed
 from headrace.wire.openai import MAX_CHOICES
 
 Chunk = dict[str, Any]
@@ -172,6 +173,29 @@ class Mender:
             return False
         choice["text"] = ""
         return True
+
+
+def mend_whole(answer: Chunk, mender: Mender) -> bool:
+    """Bring a whole answer to the letter as if it had come as one chunk, in place. Always changed.
+
+    Raises:
+        UpstreamFailed: it has no choices.
+    """
+    answer.pop("object", None)
+    mender.mend(answer)
+    if not answer["choices"]:
+        raise UpstreamFailed("The backend's answer has no choices.")
+    answer["object"] = mender.shared["object"].removesuffix(".chunk")
+    for number, choice in enumerate(answer["choices"]):
+        choice["index"] = number
+        delta = choice.pop("delta", None)
+        calls = (delta or {}).get("tool_calls", ())
+        for call in calls:
+            del call["index"]
+        choice["finish_reason"] = choice["finish_reason"] or ("tool_calls" if calls else "stop")
+        if delta is not None:
+            choice["message"] = {"content": None, **delta}
+    return True
 
 
 def _finish_reason(choice: Chunk, state: _Choice) -> bool:

@@ -121,7 +121,8 @@ class InferenceBody(msgspec.Struct):
     """A checked request body, ready to be written again for a backend.
 
     include_usage: the client asked for the usage chunk. prompt_tokens: estimated. max_tokens: None where the client
-    set no limit. dimensions: of an embedding, where the client asked for so many.
+    set no limit. inputs: how many embeddings are asked for. dimensions: the size of each, where the client wants a certain
+    one. packed: as base64.
     """
 
     operation: Operation
@@ -132,7 +133,9 @@ class InferenceBody(msgspec.Struct):
     choices: int = 1
     prompt_tokens: int = 0
     max_tokens: int | None = None
+    inputs: int = 1
     dimensions: int | None = None
+    packed: bool = False
 
     def render(self, *, model: str, stream: bool, ask_usage: bool) -> bytes:
         """The body for a backend: under its name for the model, streamed or whole, asking for the usage chunk or not."""
@@ -201,8 +204,17 @@ def _checked(operation: Operation, members: Members, values: dict[str, Any]) -> 
         choices=values.get("n", 1),
         prompt_tokens=estimate_tokens(len(memoryview(members[prompt]))),
         max_tokens=values.get("max_completion_tokens", values.get("max_tokens")),
+        inputs=_count_inputs(values["input"]) if operation is Operation.EMBEDDING else 1,
         dimensions=values.get("dimensions"),
+        packed=values.get("encoding_format") == "base64",
     )
+
+
+def _count_inputs(given: str | list[Raw]) -> int:
+    """A string is one input, and so is an array with numbers in it: they are tokens."""
+    if isinstance(given, str) or any(memoryview(item)[0] in b"-0123456789" for item in given):
+        return 1
+    return len(given)
 
 
 def error_envelope(message: str, *, type_: str, param: str | None = None, code: str | None = None) -> bytes:
