@@ -5,15 +5,27 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.domain.inference import Operation
 from headrace.kernel.errors import InvalidRequest
-from headrace.wire.openai import decode_request, error_envelope, read_error
+from headrace.wire.openai import blamed, decode_request, error_envelope, read_error
 
 MESSAGES = [{"role": "user", "content": "hi"}]
+WRONG_SHAPES: list[Any] = [
+    "json",
+    {"type": 5},
+    {"type": "json_schema"},
+    {"type": "json_schema", "json_schema": {"name": "a"}},
+    {"type": "json_schema", "json_schema": {"name": "a", "schema": 5}},
+    *[
+        {"type": "json_schema", "json_schema": {"name": name, "schema": {}}}
+        for name in ("", "a b", "é", "a\n", "x" * 65, 5)
+    ],
+]
 CONTROL = ("model", "stream", "stream_options", "max_tokens", "n")
 
 
@@ -71,6 +83,7 @@ def test_a_default_model_stands_in_where_none_is_named() -> None:
     assert json.loads(body.render(model="fallback", stream=False, ask_usage=False))["model"] == "fallback"
 
 
+@pytest.mark.compliance("O16", "O30")
 @pytest.mark.parametrize(
     ("operation", "members", "param"),
     [
@@ -83,7 +96,10 @@ def test_a_default_model_stands_in_where_none_is_named() -> None:
         (Operation.EMBEDDING, {"input": "x", "encoding_format": "hex"}, "encoding_format"),
         (Operation.EMBEDDING, {"input": "x", "dimensions": 0}, "dimensions"),
         (Operation.CHAT, {"messages": MESSAGES, "tools": {}}, "tools"),
-        (Operation.CHAT, {"messages": MESSAGES, "response_format": "json"}, "response_format"),
+        *[
+            (Operation.CHAT, {"messages": MESSAGES, "response_format": shape}, "response_format")
+            for shape in WRONG_SHAPES
+        ],
         (Operation.CHAT, {"messages": MESSAGES, "logprobs": 1}, "logprobs"),
         (Operation.CHAT, {"messages": MESSAGES, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         (Operation.CHAT, {"messages": MESSAGES, "seed": 1.5}, "seed"),
@@ -171,3 +187,40 @@ def test_backends_errors_are_read_in_every_form(
     body: bytes, expected: tuple[str, str | None, str | None]
 ) -> None:
     assert read_error(body) == expected
+
+
+@pytest.mark.compliance("O30")
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"type": "text"},
+        {"type": "json_object"},
+        {"type": "json_object", "schema": {"type": "object"}},
+        {"type": "json_schema", "json_schema": {"schema": {}}},
+        {"type": "json_schema", "json_schema": {"name": "A-z_9" + "x" * 59, "schema": {}, "strict": True}},
+    ],
+)
+def test_right_response_formats_are_passed_on_as_they_came(shape: Any) -> None:
+    body = decode_request(Operation.CHAT, encode(model="m", messages=MESSAGES, response_format=shape))
+    assert json.loads(body.render(model="m", stream=False, ask_usage=False))["response_format"] == shape
+
+
+@pytest.mark.compliance("O30")
+@pytest.mark.parametrize(
+    ("message", "members", "param"),
+    [
+        (
+            "JSON schema error at #: unrecognized type x",
+            {"response_format": 1, "tools": 1},
+            "response_format",
+        ),
+        ("JSON schema error at #: unrecognized type x", {"tools": 1}, "tools"),
+        ("JSON schema error at #: unrecognized type x", {}, None),
+        ("Invalid tool_choice: x", {"tool_choice": 1, "tools": 1, "messages": 1}, "tool_choice"),
+        ("Invalid tool_choice: x", {"messages": 1}, None),
+        ("max_tokens and top_p don't go together", {"max_tokens": 1, "top_p": 1}, None),
+        ("the model is out of order", {"model": 1}, None),
+    ],
+)
+def test_the_member_that_a_refusal_is_about(message: str, members: dict[str, Any], param: str | None) -> None:
+    assert blamed(message, {name: msgspec.Raw(b"1") for name in members}) == param

@@ -15,7 +15,7 @@ from headrace.core.whole import meter_whole
 from headrace.domain.inference import Usage
 from headrace.kernel.errors import InvalidRequest, RequestError, UpstreamFailed, UpstreamRefused
 from headrace.ports.connector import Busy, Exchange, Failure, Headers, Lost, NotSent, Sink
-from headrace.wire.openai import InferenceBody, llama_refusal, read_error
+from headrace.wire.openai import InferenceBody, blamed, llama_refusal, read_error
 from headrace.wire.sse import EventSplitter, EventTooLarge, data_of, events
 
 MAX_ERROR_BYTES = 64 * 1024
@@ -129,6 +129,7 @@ class Attempt(Sink):
                 self.usage,
             )
         elif self._status in _REFUSED_STATUSES:
+            param = param or blamed(message, self._body.members)
             refusal = UpstreamRefused(message or reason, status=self._status, param=param, code=code)
             self._told.rejected(refusal, self.usage)
         elif self._status == 429:

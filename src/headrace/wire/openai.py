@@ -29,8 +29,16 @@ class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
+class _JsonSchema(msgspec.Struct):
+    """llama.cpp's server takes no notice of a schema that is missing or no object: nobody would learn that it isn't kept."""
+
+    schema: dict[str, Raw]
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")] | None = None
+
+
 class _ResponseFormat(msgspec.Struct):
     type: str
+    json_schema: _JsonSchema | None = None
 
 
 class _Check:
@@ -97,7 +105,10 @@ _CHECKS: dict[Operation, dict[str, _Check]] = {
         "tools": _Check(list[_OBJECT], "an array of objects"),
         "tool_choice": _Check(str | _OBJECT, "a string or an object"),
         "parallel_tool_calls": _BOOLEAN,
-        "response_format": _Check(_ResponseFormat, "an object with a type"),
+        "response_format": _Check(
+            _ResponseFormat,
+            "an object with a type; a JSON schema has an object 'schema', and a 'name' of at most 64 letters, digits, '_', '-'",
+        ),
     },
     Operation.COMPLETION: _COMMON
     | {
@@ -193,6 +204,13 @@ def _checked(operation: Operation, members: Members, values: dict[str, Any]) -> 
         raise InvalidRequest(
             "'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs", code="invalid_value"
         )
+    shape = values.get("response_format")
+    if shape is not None and shape.type == "json_schema" and shape.json_schema is None:
+        raise InvalidRequest(
+            "'response_format' of type 'json_schema' needs the member 'json_schema'.",
+            param="response_format",
+            code="missing_member",
+        )
     if values.get("encoding_format", "float") not in ("float", "base64"):
         raise InvalidRequest("'encoding_format' must be 'float' or 'base64'.", param="encoding_format")
     return InferenceBody(
@@ -248,6 +266,14 @@ def read_error(body: bytes) -> tuple[str, str | None, str | None]:
         code if isinstance(code, str) else None,
         param if isinstance(param, str) else None,
     )
+
+
+def blamed(message: str, members: Members) -> str | None:
+    """The member that a backend's refusal is about, where it gives no `param` but names one member of the request."""
+    if "JSON schema" in message:  # llama.cpp's word for both
+        return "response_format" if "response_format" in members else "tools" if "tools" in members else None
+    named = [name for name in members if "_" in name and name in message]
+    return named[0] if len(named) == 1 else None
 
 
 def llama_refusal(message: str) -> InvalidRequest | None:
