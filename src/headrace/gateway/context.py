@@ -7,6 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headrace.gateway.problems import problem
+from headrace.gateway.requests import echoed_id
 from headrace.gateway.responses import send_problem
 from headrace.kernel.errors import Internal, MethodNotAllowed, NotFound, RequestError
 from headrace.kernel.ids import request_id
@@ -15,7 +16,10 @@ log = structlog.get_logger(__name__)
 
 
 class RequestIds:
-    """Gives each request an id (`scope["state"]["request_id"]`) and each response the header `x-request-id`."""
+    """Gives each request an id (`scope["state"]["request_id"]`) and each response the header `x-request-id`.
+
+    An id that the client gave is echoed beside it, as `x-client-request-id`.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -24,11 +28,14 @@ class RequestIds:
         """Serve one request."""
         ident = request_id()
         scope.setdefault("state", {})["request_id"] = ident
-        header = (b"x-request-id", ident.encode())
+        headers = [(b"x-request-id", ident.encode())]
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        if given and (echoed := echoed_id(given)):
+            headers.append((b"x-client-request-id", echoed))
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), header]
+                message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)
 
         await self._app(scope, receive, send_with_id)

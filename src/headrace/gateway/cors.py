@@ -9,7 +9,15 @@ from starlette.types import ASGIApp
 
 from headrace.gateway.token_lane import Cors
 
-EXPOSED = ("x-request-id", "retry-after", "x-headrace-node", "x-headrace-attempts", "x-headrace-overhead-ms")
+EXPOSED = (
+    "x-request-id",
+    "x-client-request-id",
+    "retry-after",
+    "x-should-retry",
+    "x-headrace-node",
+    "x-headrace-attempts",
+    "x-headrace-overhead-ms",
+)
 
 
 class OriginPolicy(Cors):

@@ -29,6 +29,10 @@ _KINDS: list[tuple[type[RequestError], int, str, str | None]] = [
 ]
 
 
+_PERMANENT = {b"x-should-retry": b"false"}
+"""OpenAI's clients try again after 409 and 5xx by themselves, unless they are told that it is no use."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """An error as HTTP says it. `closes`: the connection can't be used afterwards."""
@@ -49,7 +53,7 @@ def problem(error: RequestError) -> Problem:
     if isinstance(error, errors.UpstreamRefused):
         type_ = "invalid_request_error"
         body = error_envelope(error.message, type_=type_, param=error.param, code=error.code)
-        return Problem(error.status, body)
+        return Problem(error.status, body, _PERMANENT if error.status == 409 else {})
     status, type_, default_code = _kind(error)
     param = getattr(error, "param", None) or ("model" if isinstance(error, errors.ModelNotFound) else None)
     code = getattr(error, "code", None) or default_code
@@ -80,6 +84,8 @@ def _headers(error: RequestError) -> dict[bytes, bytes]:
         return {b"retry-after": str(math.ceil(error.retry_after_s)).encode()}
     if isinstance(error, errors.MethodNotAllowed):
         return {b"allow": ", ".join(error.allowed).encode()}
+    if isinstance(error, errors.Internal):
+        return _PERMANENT
     if isinstance(error, errors.Unauthenticated):
         return {b"www-authenticate": b"Bearer"}
     return {}

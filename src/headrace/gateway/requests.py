@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -11,6 +12,7 @@ from headrace.kernel.errors import BodyTooLarge, RequestError, RequestTimeout, U
 from headrace.kernel.units import format_bytes
 
 _JSON = "application/json"
+_CORRELATION_ID = re.compile(rb"[!-~]{1,128}")
 
 
 class ClientGone(Exception):
@@ -56,6 +58,13 @@ def check_media(content_type: str, content_encoding: str) -> None:
         raise UnsupportedMedia(f"Send the body as {_JSON}, not {media[:80]!r}.")
     if content_encoding.strip().lower() not in ("", "identity"):
         raise UnsupportedMedia("Send the body uncompressed (no Content-Encoding).")
+
+
+def echoed_id(given: bytes) -> bytes | None:
+    """What a client's own `x-request-id` is echoed as, in `x-client-request-id`; None where it can't be: up to 128 visible
+    ASCII characters can. The `x-request-id` of the answer is always ours, and another for each request.
+    """
+    return given if _CORRELATION_ID.fullmatch(given) else None
 
 
 async def _receive_all(request: Request, limits: BodyLimits) -> bytes:

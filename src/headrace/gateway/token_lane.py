@@ -16,7 +16,7 @@ from headrace.domain.access import Principal
 from headrace.domain.inference import Operation
 from headrace.gateway.gate import NEVER, Gate
 from headrace.gateway.problems import Problem, problem
-from headrace.gateway.requests import BodyLimits, check_media, too_large
+from headrace.gateway.requests import BodyLimits, check_media, echoed_id, too_large
 from headrace.kernel.errors import RequestError, RequestTimeout
 from headrace.kernel.ids import request_id
 from headrace.ports.control import Grant
@@ -94,7 +94,7 @@ class TokenRequest(Answer):
     __slots__ = (
         "_chunked",
         "_client",
-        "_cors",
+        "_extra",
         "_lane",
         "_operation",
         "_parts",
@@ -126,7 +126,7 @@ class TokenRequest(Answer):
         now = self._client.gate.now()
         self._client.deadline = now + self._lane.limits.pause_s
         self._received = now
-        key = origin = encoding = b""
+        key = origin = encoding = given = b""
         media = b"application/json"
         length = 0
         for name, value in fields:
@@ -142,7 +142,9 @@ class TokenRequest(Answer):
                 length = int(value)
             elif name == b"origin":
                 origin = value
-        self._cors = self._lane.cors.lines(origin)
+            elif name == b"x-request-id":
+                given = value
+        self._extra = self._lane.cors.lines(origin) + _echo(given)
         try:
             self._principal: Principal = self._lane.keys.authenticate(key)
             if media != b"application/json" or encoding:
@@ -249,7 +251,7 @@ class TokenRequest(Answer):
         self._client.write(
             b"HTTP/1.1 200 OK\r\n%bcontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
             b"x-accel-buffering: no\r\n%bx-request-id: %b\r\n%b%b\r\n"
-            % (self._client.gate.date, coding, self.id.encode(), facts, self._cors)
+            % (self._client.gate.date, coding, self.id.encode(), facts, self._extra)
         )
 
     def _end_stream(self) -> None:
@@ -273,6 +275,12 @@ class TokenRequest(Answer):
             lines += _CLOSE
         self._client.write(
             b"HTTP/1.1 %b\r\n%bcontent-length: %d\r\nx-request-id: %b\r\n%b%b\r\n%b"
-            % (status, self._client.gate.date, len(body), self.id.encode(), lines, self._cors, body)
+            % (status, self._client.gate.date, len(body), self.id.encode(), lines, self._extra, body)
         )
         self._client.answered(closes=closes)
+
+
+def _echo(given: bytes) -> bytes:
+    """The header line that tells a client the id it gave itself; empty where there is none to tell."""
+    echoed = echoed_id(given) if given else None
+    return b"x-client-request-id: %b\r\n" % echoed if echoed else b""
