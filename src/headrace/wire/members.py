@@ -19,11 +19,13 @@ Members = dict[str, msgspec.Raw]
 
 _top_level = msgspec.json.Decoder(Members)
 _walker = json.JSONDecoder(parse_int=len)  # values are only walked over; int() refuses very long numbers
+_MAX_CACHED_CHARS = 512
+"""A client can make names as long as a body: only short ones are remembered."""
 _SPACE = " \t\r\n"
 _SPACE_BYTES = _SPACE.encode()
 
 
-def split(body: bytes, control: Collection[str]) -> Members:
+def split(body: bytes, control: frozenset[str]) -> Members:
     """The members of the JSON object *body*, in order; of repeated ones the last.
 
     No member of *control* is repeated, nor present under a name that differs from it in case alone. The values are
@@ -41,6 +43,8 @@ def split(body: bytes, control: Collection[str]) -> Members:
         ) from None
     try:
         members = _top_level.decode(body)
+        if len(body) == _compact_length(members, control):
+            return members
         names = members if _has_no_others(body, members) else _names(body.decode())
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
@@ -54,7 +58,11 @@ def split(body: bytes, control: Collection[str]) -> Members:
 
 def join(members: Members) -> bytes:
     """The members as one compact JSON object."""
-    return b"{" + b",".join([_key(name) + value for name, value in members.items()]) + b"}"
+    pieces = [
+        (_known_key(name) if len(name) <= _MAX_CACHED_CHARS else _key(name)) + value
+        for name, value in members.items()
+    ]
+    return b"{" + b",".join(pieces) + b"}"
 
 
 def raw(value: object) -> msgspec.Raw:
@@ -62,18 +70,29 @@ def raw(value: object) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(value))
 
 
-def _compact_length(members: Members) -> int:
+def _compact_length(members: Members, control: frozenset[str]) -> int:
     """Bytes of the shortest object with these members. A body of this length has no others, and no escaped names."""
-    total = 1 + max(1, len(members))
-    for name, value in members.items():
-        total += 3 + (len(name) if name.isascii() else len(name.encode())) + len(memoryview(value))
+    frame_length = _frame_length if sum(map(len, members)) <= _MAX_CACHED_CHARS else _frame_length.__wrapped__
+    total = frame_length(tuple(members), control)
+    for value in members.values():
+        total += len(memoryview(value))
     return total
+
+
+@functools.lru_cache(maxsize=1024)
+def _frame_length(names: tuple[str, ...], control: frozenset[str]) -> int:
+    """Bytes of the shortest object with members of these *names*, without its values. Clients use the same few sets of names
+    again and again.
+
+    Raises:
+        InvalidRequest: one of them differs from a name of *control* in case alone.
+    """
+    _refuse_repeated(names, control)
+    return 1 + max(1, len(names)) + sum(3 + len(name.encode()) for name in names)
 
 
 def _has_no_others(body: bytes, members: Members) -> bool:
     """Whether *body* is these members and white space, and nothing else: then none is repeated, none has an escaped name."""
-    if len(body) == _compact_length(members):
-        return True
     position = _after_space(body, 0) + 1
     for name, value in members.items():
         position = _after_space(body, position)
@@ -126,6 +145,8 @@ def _refuse_repeated(names: Collection[str], control: Collection[str]) -> None:
             )
 
 
-@functools.lru_cache(maxsize=1024)
 def _key(name: str) -> bytes:
     return msgspec.json.encode(name) + b":"
+
+
+_known_key = functools.lru_cache(maxsize=1024)(_key)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Raw
+from msgspec import UNSET, Meta, Raw, UnsetType
 
 from headrace.domain.inference import Operation, estimate_tokens
 from headrace.kernel.errors import InvalidRequest
@@ -44,9 +44,10 @@ class _ResponseFormat(msgspec.Struct):
 class _Check:
     """The type of one member, and how to say what it should have been."""
 
-    __slots__ = ("_decoder", "_expected")
+    __slots__ = ("_decoder", "_expected", "type")
 
     def __init__(self, type_: Any, expected: str) -> None:
+        self.type = type_
         self._decoder = msgspec.json.Decoder(type_)
         self._expected = expected
 
@@ -86,7 +87,7 @@ _COMMON = {
     "frequency_penalty": _number(-2, 2),
     "seed": _Check(int, "an integer"),
     "stop": _Check(
-        _Text | Annotated[list[_Text], Meta(max_length=4)] | None, "a string or an array of at most 4 strings"
+        _Text | Annotated[list[_Text], Meta(max_length=4)], "a string or an array of at most 4 strings"
     ),
     "logit_bias": _Check(_OBJECT, "an object"),
     "user": _Check(str, "a string"),
@@ -125,6 +126,17 @@ _CHECKS: dict[Operation, dict[str, _Check]] = {
         "dimensions": _whole(1, 1_000_000),
     },
 }
+
+
+def _control(operation: Operation) -> type[msgspec.Struct]:
+    """A struct of all the members of *operation* that are checked: one decode for a body in which all are right."""
+    fields = [(name, check.type | UnsetType, UNSET) for name, check in _CHECKS[operation].items()]
+    return msgspec.defstruct(f"{operation.name.title()}Control", fields)
+
+
+_NAMES = {operation: frozenset(checks) for operation, checks in _CHECKS.items()}
+_CONTROL = {operation: _control(operation) for operation in Operation}
+_DECODE = {operation: msgspec.json.Decoder(type_).decode for operation, type_ in _CONTROL.items()}
 _PROMPT = {Operation.CHAT: "messages", Operation.COMPLETION: "prompt", Operation.EMBEDDING: "input"}
 
 
@@ -172,60 +184,86 @@ def decode_request(operation: Operation, body: bytes, default_model: str = "") -
     Raises:
         InvalidRequest: with the member's name as `param`.
     """
-    checks = _CHECKS[operation]
-    members = split(body, checks)
-    values: dict[str, Any] = {}
-    for name in tuple(members):
-        if check := checks.get(name):
-            if bytes(members[name]) == b"null" and name != "model":
-                del members[name]
-            else:
-                values[name] = check(name, members[name])
-    if "model" not in values:
+    members = split(body, _NAMES[operation])
+    try:
+        control: Any = _DECODE[operation](body)
+    except msgspec.ValidationError:  # or one of them is null
+        control = _one_by_one(operation, members)
+    if control.model is UNSET:
         if not default_model:
             raise InvalidRequest("You must name a model.", param="model", code="missing_member")
-        members["model"], values["model"] = raw(default_model), default_model
-    return _checked(operation, members, values)
+        members["model"], control.model = raw(default_model), default_model
+    prompt = members.get(_PROMPT[operation])
+    if prompt is None:
+        name = _PROMPT[operation]
+        raise InvalidRequest(f"The member {name!r} is missing.", param=name, code="missing_member")
+    read = InferenceBody(
+        operation, members, control.model, prompt_tokens=estimate_tokens(len(memoryview(prompt)))
+    )
+    if operation is Operation.EMBEDDING:
+        _read_embedding(read, control)
+    else:
+        _read_generation(read, control)
+    return read
 
 
-def _checked(operation: Operation, members: Members, values: dict[str, Any]) -> InferenceBody:
-    prompt = _PROMPT[operation]
-    if prompt not in values:
-        raise InvalidRequest(f"The member {prompt!r} is missing.", param=prompt, code="missing_member")
-    stream = values.get("stream", False)
-    options = values.get("stream_options")
-    if options is not None and not stream:
-        raise InvalidRequest(
-            "'stream_options' is only allowed when 'stream' is true.",
-            param="stream_options",
-            code="invalid_value",
-        )
-    if "top_logprobs" in values and not values.get("logprobs"):
+def _one_by_one(operation: Operation, members: Members) -> msgspec.Struct:
+    """The same, for a body that has something wrong, or null: a known member that is null is taken out of *members*."""
+    values: dict[str, Any] = {}
+    for name, check in _CHECKS[operation].items():
+        value = members.get(name)
+        if value is None:
+            continue
+        if bytes(value) == b"null" and name != "model":
+            del members[name]
+        else:
+            values[name] = check(name, value)
+    return _CONTROL[operation](**values)
+
+
+def _read_generation(read: InferenceBody, control: Any) -> None:
+    """Take over what chats and completions know, and check what depends on each other."""
+    read.stream = control.stream is True
+    if control.stream_options is not UNSET:
+        if not read.stream:
+            raise InvalidRequest(
+                "'stream_options' is only allowed when 'stream' is true.",
+                param="stream_options",
+                code="invalid_value",
+            )
+        read.include_usage = bool(control.stream_options.include_usage)
+    if control.n is not UNSET:
+        read.choices = control.n
+    if control.max_tokens is not UNSET:
+        read.max_tokens = control.max_tokens
+    if read.operation is Operation.CHAT:
+        if control.max_completion_tokens is not UNSET:
+            read.max_tokens = control.max_completion_tokens
+        _check_chat(control)
+
+
+def _check_chat(control: Any) -> None:
+    if control.top_logprobs is not UNSET and control.logprobs is not True:
         raise InvalidRequest(
             "'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs", code="invalid_value"
         )
-    shape = values.get("response_format")
-    if shape is not None and shape.type == "json_schema" and shape.json_schema is None:
+    shape = control.response_format
+    if shape is not UNSET and shape.type == "json_schema" and shape.json_schema is None:
         raise InvalidRequest(
             "'response_format' of type 'json_schema' needs the member 'json_schema'.",
             param="response_format",
             code="missing_member",
         )
-    if values.get("encoding_format", "float") not in ("float", "base64"):
+
+
+def _read_embedding(read: InferenceBody, control: Any) -> None:
+    form = control.encoding_format
+    if form is not UNSET and form not in ("float", "base64"):
         raise InvalidRequest("'encoding_format' must be 'float' or 'base64'.", param="encoding_format")
-    return InferenceBody(
-        operation=operation,
-        members=members,
-        model=values["model"],
-        stream=stream,
-        include_usage=bool(options and options.include_usage),
-        choices=values.get("n", 1),
-        prompt_tokens=estimate_tokens(len(memoryview(members[prompt]))),
-        max_tokens=values.get("max_completion_tokens", values.get("max_tokens")),
-        inputs=_count_inputs(values["input"]) if operation is Operation.EMBEDDING else 1,
-        dimensions=values.get("dimensions"),
-        packed=values.get("encoding_format") == "base64",
-    )
+    read.packed = form == "base64"
+    read.inputs = _count_inputs(control.input)
+    if control.dimensions is not UNSET:
+        read.dimensions = control.dimensions
 
 
 def _count_inputs(given: str | list[Raw]) -> int:
