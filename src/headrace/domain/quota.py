@@ -42,7 +42,7 @@ class Period(StrEnum):
         return 0, 0
 
 
-class Window(msgspec.Struct, frozen=True):
+class Window(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
     """A limit on what one subject uses in one period. `subject`: `key:ID`, `user:ID` or `address:IP`."""
 
     subject: str

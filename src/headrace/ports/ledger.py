@@ -14,14 +14,14 @@ import msgspec
 from headrace.domain.quota import Measure, Period, Window
 
 
-class Charge(msgspec.Struct, frozen=True):
+class Charge(msgspec.Struct, frozen=True, gc=False):
     """So much of one window."""
 
     window: Window
     amount: int
 
 
-class Standing(msgspec.Struct, frozen=True):
+class Standing(msgspec.Struct, frozen=True, gc=False):
     """How a window stands. `used`: settled and reserved together. `resets_at`: seconds since the epoch, 0 for concurrency."""
 
     window: Window
@@ -34,7 +34,7 @@ class Standing(msgspec.Struct, frozen=True):
         return max(0, self.window.limit - self.used)
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """What became of a reservation. `standings`: of each window that was asked for, in that order, after the decision.
 
     refused: the windows that had no room; empty where all was reserved. For `unavailable` the ledger could not be asked, and
@@ -59,16 +59,23 @@ class QuotaLedger(Protocol):
 
     A reservation is made of all its charges or of none; the sum of what is reserved and settled in a window never exceeds its
     limit because of a reservation. Every verb is idempotent by the reservation's id: a repeated `reserve` is answered as the
-    first was, a repeated `settle` or `release` does nothing, and what comes after `settle` or `release` finds it closed.
-    A reservation belongs to the windows in which it was made, also when it is settled after they ended.
+    first was, granted or refused (`unavailable` is no answer: the next attempt is the first), a repeated `settle` or `release`
+    does nothing, and what comes after `settle` or `release` finds it closed, also where these came first: such a `reserve`
+    reserves nothing and hears `unavailable`. How long what is closed is remembered is bounded, and the adapter says how.
+    A reservation belongs to the windows in which it was made, also when it is settled after they ended. A clock that is set
+    back doesn't reopen a window that ended: the later one goes on.
     """
 
     def reserve(self, reservation: str, charges: Sequence[Charge], told: Told) -> None:
-        """Reserve every charge, or none. *told* hears the verdict once, perhaps before this returned."""
+        """Reserve every charge, or none; each window occurs once in *charges*, with an amount that isn't negative.
+
+        *told* hears the verdict once, perhaps before this returned, and in a bounded time.
+        """
 
     def settle(self, reservation: str, actual: dict[Measure, int]) -> None:
         """Close *reservation* with what was really used. A measure that isn't named is settled as it was reserved;
-        concurrency is always given back. More than was reserved is charged, too, and keeps the next one out."""
+        concurrency is always given back. More than was reserved is charged, too, and keeps the next one out. What isn't open
+        charges nothing."""
 
     def release(self, reservation: str) -> None:
         """Close *reservation* as if it had never been: everything is given back."""
@@ -80,7 +87,7 @@ class QuotaLedger(Protocol):
         """Write what is unwritten, and let go of connections. Idempotent."""
 
 
-class WindowState(msgspec.Struct, frozen=True):
+class WindowState(msgspec.Struct, frozen=True, gc=False):
     """What a journal knows of one window in one stretch of time.
 
     starts_at: when it began, seconds since the epoch. settled: the sum of its entries. block: how much more was granted in
@@ -95,7 +102,7 @@ class WindowState(msgspec.Struct, frozen=True):
     block: int
 
 
-class JournalEntry(msgspec.Struct, frozen=True):
+class JournalEntry(msgspec.Struct, frozen=True, gc=False):
     """One settlement in one window; (reservation, subject, measure, period) is unique."""
 
     reservation: str
