@@ -16,7 +16,7 @@ import structlog
 
 from headrace.connectors.exchange import DirectExchange
 from headrace.ports.connector import MAX_AFTER_PAUSE, Failure, Headers, Lost
-from headrace.wire.http1_response import ResponseError, ResponseReader
+from headrace.wire.http1_response import KnownHead, ResponseError, ResponseReader
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +60,7 @@ class Connection(asyncio.Protocol):
     is too old to be used again, while it waits."""
 
     __slots__ = (
-        "_closed", "_exchange", "_heard_at", "_held", "_loop", "_now", "_orderly", "_owner", "_reader", "_sent_at",
+        "_closed", "_exchange", "_heard_at", "_held", "_known", "_loop", "_now", "_orderly", "_owner", "_reader", "_sent_at",
         "_transport", "_unsent", "_writing", "idle_until", "served", "usable",
     )  # fmt: skip
 
@@ -72,6 +72,7 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._exchange: DirectExchange | None = None
         self._reader: ResponseReader | None = None
+        self._known: KnownHead | None = None
         self._held = b""
         self._orderly = False
         self._closed = False
@@ -96,7 +97,7 @@ class Connection(asyncio.Protocol):
         self._exchange = exchange
         sink = exchange.sink
         assert sink is not None, "an exchange that is over is not begun"
-        self._reader = ResponseReader(sink, answers_head=request.method == "HEAD")
+        self._reader = ResponseReader(sink, answers_head=request.method == "HEAD", known=self._known)
         body = request.body
         now = self._heard_at = self._sent_at = self._now()
         if len(body) <= _ONE_WRITE_BYTES:
@@ -287,6 +288,7 @@ class Connection(asyncio.Protocol):
         reusable = reader.reusable and not self._held and self._sent_whole()
         exchange = self._detach()
         self.served += 1
+        self._known = reader.known
         if reusable:
             self._owner.released(self, reader.keep_alive, streamed=reader.chunked)
         else:

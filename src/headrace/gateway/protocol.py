@@ -19,11 +19,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from headrace.gateway.gate import NEVER, Gate
+from headrace.gateway.heads import RequestHead
 from headrace.gateway.problems import problem
 from headrace.gateway.token_lane import Client, TokenLane, TokenRequest
 from headrace.kernel.errors import HeadersTooLarge, InvalidRequest, RequestError, RequestTimeout, Unavailable
 from headrace.kernel.ids import request_id
 from headrace.kernel.units import format_bytes
+from headrace.wire.http1_template import HeadTemplate
 
 MAX_HEADERS = 128
 LINGER_S = 2.0
@@ -50,6 +52,9 @@ class GatewayProtocol(HttpToolsProtocol, Client):
         self.deadline = NEVER
         self._lane = lane
         self._request: TokenRequest | None = None  # on the token lane, until its answer is complete
+        self._known: tuple[HeadTemplate, RequestHead] | None = None  # the last head on the token lane
+        self._repeatable: tuple[HeadTemplate, RequestHead] | None = None  # the same, while it may come again
+        self._block = b""  # what the head under way began with
         self._head_bytes = 0
         self._in_head = False
         self._in_body = False
@@ -83,6 +88,8 @@ class GatewayProtocol(HttpToolsProtocol, Client):
         """Parse what came, within the bounds."""
         if self._deaf:
             return
+        if self._repeatable is not None and self._repeats(data):
+            return
         if not self._in_body:
             if self._answering():
                 self._hang_up_after_answer()
@@ -90,6 +97,7 @@ class GatewayProtocol(HttpToolsProtocol, Client):
             if not self._in_head:
                 self._in_head = True
                 self._head_bytes = 0
+                self._block = data
                 self.deadline = self.gate.now() + self.gate.limits.head_time_s
             self._head_bytes += len(data)
         try:
@@ -159,6 +167,7 @@ class GatewayProtocol(HttpToolsProtocol, Client):
             self._hang_up_after_answer()
             return
         self._in_head = True
+        self._repeatable = None
         self.url = b""
         self.headers: list[tuple[bytes, bytes]] = []
         self.expect_100_continue = False
@@ -187,15 +196,39 @@ class GatewayProtocol(HttpToolsProtocol, Client):
         self._in_head, self._in_body, self.deadline = False, True, NEVER
         operation = self._lane and self._lane.operation(self.parser.get_method(), self.url)
         if self._lane is not None and operation:
-            modern = self.parser.get_http_version() != "1.0"
-            self.keep_alive = modern and self.parser.should_keep_alive()
-            self._request = TokenRequest(self._lane, operation, self, chunked=modern)
-            self.gate.begin(self)
-            if any(name == b"expect" for name, _ in self.headers):
-                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self._request.begin(self.headers)
+            self._begin(self._lane, RequestHead(operation, modern=self.parser.get_http_version() != "1.0"))
         else:
             self._start_cycle()
+
+    def _begin(self, lane: TokenLane, head: RequestHead) -> None:
+        """A request on the token lane begins."""
+        head.read(self.headers)
+        self.keep_alive = head.modern and self.parser.should_keep_alive()
+        self._request = request = TokenRequest(lane, self, head)
+        self.gate.begin(self)
+        if head.expects:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.begin()
+        in_one_piece = self._head_bytes == len(self._block)
+        right = self.keep_alive and not request.over and not head.expects
+        template = HeadTemplate.of(self._block) if in_one_piece and right else None
+        self._known = (template, head) if template else None
+        self._block = b""
+
+    def _repeats(self, data: bytes) -> bool:
+        """Answer *data* where it is a whole request with the head of the one before: the parser need not see it."""
+        known, self._repeatable = self._repeatable, None
+        if known is None or self._lane is None:
+            return False
+        template, head = known
+        match = template.match(data)
+        if match is None or match[0] != len(data) - match[1]:
+            return False
+        self.deadline = NEVER
+        self._request = TokenRequest(self._lane, self, head)
+        self.gate.begin(self)
+        self._request.repeat(data[match[1] :])
+        return True
 
     def on_body(self, body: bytes) -> None:
         """Some of the request's body."""
@@ -226,8 +259,10 @@ class GatewayProtocol(HttpToolsProtocol, Client):
         self.gate.done(self)
         if closes or self._deaf or not self.keep_alive:
             self._hang_up()
-        else:
-            self._await_next()
+            return
+        self._await_next()
+        if not self._in_body:
+            self._repeatable = self._known
 
     def on_response_complete(self) -> None:
         """The ASGI lane's response is complete."""
@@ -248,6 +283,7 @@ class GatewayProtocol(HttpToolsProtocol, Client):
     def _start_cycle(self) -> None:
         """Hand the request to uvicorn, which sets up its own state for it."""
         _check_target(self.url)
+        self._block = b""
         url, headers = self.url, self.headers
         super().on_message_begin()
         self.url = url

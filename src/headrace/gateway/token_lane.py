@@ -15,6 +15,7 @@ from headrace.core.inference import Inference, InferenceCall
 from headrace.domain.access import Principal
 from headrace.domain.inference import Operation
 from headrace.gateway.gate import NEVER, Gate
+from headrace.gateway.heads import RequestHead
 from headrace.gateway.problems import Problem, problem
 from headrace.gateway.requests import BodyLimits, check_media, echoed_id, too_large
 from headrace.kernel.errors import RequestError, RequestTimeout
@@ -22,8 +23,6 @@ from headrace.kernel.ids import request_id
 from headrace.ports.control import Grant
 from headrace.wire.openai import decode_request
 from headrace.wire.sse import data_event
-
-Fields = list[tuple[bytes, bytes]]
 
 _EVENT_STREAM = b"text/event-stream"
 _COMMENT = b": still working\n\n"
@@ -95,8 +94,8 @@ class TokenRequest(Answer):
         "_chunked",
         "_client",
         "_extra",
+        "_head",
         "_lane",
-        "_operation",
         "_parts",
         "_principal",
         "_received",
@@ -108,49 +107,33 @@ class TokenRequest(Answer):
         "over",
     )
 
-    def __init__(self, lane: TokenLane, operation: Operation, client: Client, *, chunked: bool) -> None:
+    def __init__(self, lane: TokenLane, client: Client, head: RequestHead) -> None:
         self.id = request_id()
         self.call: InferenceCall | None = None
         self.over = False
         self._lane = lane
-        self._operation = operation
         self._client = client
-        self._chunked = chunked
+        self._head = head
+        self._chunked = head.modern
         self._parts: list[bytes] = []
         self._size = 0
         self._streaming = False
-        self._received = 0.0
+        self._extra = lane.cors.lines(head.origin) if head.origin else b""
+        if head.given_id:
+            self._extra += _echo(head.given_id)
 
-    def begin(self, fields: Fields) -> None:
+    def begin(self) -> None:
         """The request's head is here: whatever it alone can decide is decided before the body is read."""
-        now = self._client.gate.now()
-        self._client.deadline = now + self._lane.limits.pause_s
-        self._received = now
-        key = origin = encoding = given = b""
-        media = b"application/json"
-        length = 0
-        for name, value in fields:
-            if name == b"authorization":
-                key = value[7:].strip() if value[:7].lower() == b"bearer " else key
-            elif name == b"x-api-key":
-                key = key or value.strip()
-            elif name == b"content-type":
-                media = value
-            elif name == b"content-encoding":
-                encoding = value
-            elif name == b"content-length":
-                length = int(value)
-            elif name == b"origin":
-                origin = value
-            elif name == b"x-request-id":
-                given = value
-        self._extra = self._lane.cors.lines(origin) + _echo(given)
+        limits = self._lane.limits
+        self._received = self._client.gate.now()
+        self._client.deadline = self._received + limits.pause_s
+        head = self._head
         try:
-            self._principal: Principal = self._lane.keys.authenticate(key)
-            if media != b"application/json" or encoding:
-                check_media(media.decode("latin-1"), encoding.decode("latin-1"))
-            if length > self._lane.limits.max_bytes:
-                raise too_large(self._lane.limits)
+            self._principal: Principal = self._lane.keys.authenticate(head.key)
+            if head.media != b"application/json" or head.encoding:
+                check_media(head.media.decode("latin-1"), head.encoding.decode("latin-1"))
+            if head.length > limits.max_bytes:
+                raise too_large(limits)
         except RequestError as error:
             self.fail(error)
 
@@ -172,8 +155,23 @@ class TokenRequest(Answer):
             return
         raw = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts = []
+        self._ask(raw)
+
+    def repeat(self, raw: bytes) -> None:
+        """The request is here, whole, with the head of one that was found right before: only its key is looked at again."""
         try:
-            body = decode_request(self._operation, raw, self._lane.default(self._operation))
+            self._principal = self._lane.keys.authenticate(self._head.key)
+            if len(raw) > self._lane.limits.max_bytes:
+                raise too_large(self._lane.limits)
+        except RequestError as error:
+            self.fail(error)
+        else:
+            self._ask(raw)
+
+    def _ask(self, raw: bytes) -> None:
+        operation = self._head.operation
+        try:
+            body = decode_request(operation, raw, self._lane.default(operation))
         except RequestError as error:
             self.fail(error)
             return

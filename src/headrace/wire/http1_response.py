@@ -12,6 +12,8 @@ from typing import Final, Protocol
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpResponseParser
 
+from headrace.wire.http1_template import HeadTemplate
+
 Headers = list[tuple[bytes, bytes]]
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -51,6 +53,19 @@ _HEAD: Final = 3
 _COMPLETE: Final = 4
 
 
+class KnownHead:
+    """A final head that was read and found right: what it says, all but its content-length."""
+
+    __slots__ = ("headers", "keep_alive", "persistent", "status", "template")
+
+    def __init__(self, template: HeadTemplate, status: int, reader: ResponseReader) -> None:
+        self.template = template
+        self.status = status
+        self.headers = [field for field in reader.headers if field[0] != b"content-length"]
+        self.keep_alive = reader.keep_alive
+        self.persistent = reader.persistent
+
+
 class ResponseReader:
     """Reads one response, cut into pieces anywhere, and tells the receiver.
 
@@ -58,6 +73,8 @@ class ResponseReader:
     end are counted as `surplus`, and not read. Interim (1xx) responses are skipped, trailers dropped.
 
     answers_head: the request was HEAD, so there is no body whatever the fields say.
+    known: the head of the response before on the same connection, if there is one to know again; and then of this one.
+    persistent: the peer means to keep the connection open.
     headed: the final head was told.
     keep_alive: value of the Keep-Alive field, empty without one.
     surplus: something follows the end of the response.
@@ -65,17 +82,21 @@ class ResponseReader:
 
     __slots__ = (
         "_answers_head", "_chunked", "_framing", "_interim", "_length", "_named", "_overhead", "_parser", "_partial",
-        "_persistent", "_remaining", "_trailer_fields", "headed", "headers", "keep_alive", "receiver", "surplus",
+        "_remaining", "_trailer_fields", "headed", "headers", "keep_alive", "known", "persistent", "receiver", "surplus",
     )  # fmt: skip
 
-    def __init__(self, receiver: Receiver, *, answers_head: bool = False) -> None:
+    def __init__(
+        self, receiver: Receiver, *, answers_head: bool = False, known: KnownHead | None = None
+    ) -> None:
         self.receiver = receiver
+        self.known = known
         self._answers_head = answers_head
         self._framing = _HEAD
         self._partial: bytearray | None = None
         self._parser: HttpResponseParser | None = None
         self._interim = 0
-        self._persistent = False
+        self.persistent = False
+        self._chunked = False
         self._overhead = 0
         self._trailer_fields = 0
         self.headed = False
@@ -96,7 +117,7 @@ class ResponseReader:
     def reusable(self) -> bool:
         """Whether the connection may carry another request: the response is complete, the peer keeps the connection open,
         and nothing follows."""
-        return self._persistent and not self.surplus and self._framing == _COMPLETE
+        return self.persistent and not self.surplus and self._framing == _COMPLETE
 
     def feed(self, data: bytes) -> bool:
         """Take what was read, never empty; True once the response is complete.
@@ -137,7 +158,14 @@ class ResponseReader:
     def _feed_head(self, data: bytes) -> bool:
         start = 0
         partial = self._partial
-        if partial is not None:
+        if partial is None:
+            if (
+                self.known is not None
+                and not self._answers_head
+                and (match := self.known.template.match(data))
+            ):
+                return self._feed_known(self.known, *match, data)
+        else:
             start = max(0, len(partial) - 3)
             partial += data
         while True:
@@ -151,6 +179,16 @@ class ResponseReader:
             data, start = data[end:], 0
             if final:
                 return self._begin_body(data)
+
+    def _feed_known(self, known: KnownHead, length: int, end: int, data: bytes) -> bool:
+        """The head is like one that was read before, and the body begins at *end*."""
+        self.headed = True
+        self._chunked = False
+        self.persistent = known.persistent
+        self.keep_alive = known.keep_alive
+        self._framing, self._remaining = _LENGTH, length
+        self.receiver.head(known.status, [*known.headers, (b"content-length", b"%d" % length)])
+        return self._begin_body(data[end:])
 
     def _keep_partial(self, partial: bytearray) -> bool:
         if len(partial) >= MAX_HEAD_BYTES:
@@ -181,8 +219,15 @@ class ResponseReader:
         if status > 599:
             raise ResponseError("the response's status is not one of HTTP's")
         self._choose_framing(status, old=block[7:8] == b"0")
+        self.known = self._remember(status, block)
         self.receiver.head(status, self.headers)
         return True
+
+    def _remember(self, status: int, block: bytes) -> KnownHead | None:
+        if self._chunked or self._answers_head or status in (204, 304) or not self.persistent:
+            return None
+        template = HeadTemplate.of(block)
+        return KnownHead(template, status, self) if template else None
 
     def _skip_interim(self, status: int) -> None:
         self.headed = False
@@ -194,7 +239,7 @@ class ResponseReader:
         options = {option.strip() for option in self._named.lower().split(b",")} if self._named else set()
         if options:
             self.headers = [field for field in self.headers if field[0] not in options]
-        self._persistent = (
+        self.persistent = (
             b"keep-alive" in options and b"close" not in options if old else b"close" not in options
         )
         if old and self._chunked:
@@ -207,7 +252,7 @@ class ResponseReader:
         elif self._length >= 0:
             self._framing, self._remaining = _LENGTH, self._length
         else:
-            self._framing, self._persistent = _UNTIL_CLOSE, False
+            self._framing, self.persistent = _UNTIL_CLOSE, False
         self._parser = None
 
     def _begin_body(self, data: bytes) -> bool:

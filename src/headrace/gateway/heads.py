@@ -1,0 +1,44 @@
+"""What the head of an inference request says."""
+
+from __future__ import annotations
+
+import msgspec
+
+from headrace.domain.inference import Operation
+
+
+class RequestHead(msgspec.Struct):
+    """The fields of a request that matter here, as they came; empty where there is none.
+
+    modern: HTTP/1.1, so the answer may come in chunks. length: 0 where it isn't told. expects: it waits for a `100 Continue`.
+    """
+
+    operation: Operation
+    modern: bool = True
+    key: bytes = b""
+    media: bytes = b"application/json"
+    encoding: bytes = b""
+    length: int = 0
+    origin: bytes = b""
+    given_id: bytes = b""
+    expects: bool = False
+
+    def read(self, fields: list[tuple[bytes, bytes]]) -> None:
+        """Take over what *fields* say; their names are in lower case."""
+        for name, value in fields:
+            if name == b"authorization":
+                self.key = value[7:].strip() if value[:7].lower() == b"bearer " else self.key
+            elif name == b"x-api-key":
+                self.key = self.key or value.strip()
+            elif name == b"content-type":
+                self.media = value
+            elif name == b"content-encoding":
+                self.encoding = value
+            elif name == b"content-length":
+                self.length = int(value)
+            elif name == b"origin":
+                self.origin = value
+            elif name == b"x-request-id":
+                self.given_id = value
+            elif name == b"expect":
+                self.expects = True
