@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Self
 
 from headrace.domain.fleet import Node, NodeState
 from headrace.kernel.errors import Internal, RequestError, Unavailable
@@ -11,17 +12,38 @@ RETRY_UNREACHABLE_S = 5.0
 """What a client is told to wait for a backend that is down: about the time of the next check."""
 
 
+class Holders(tuple[Node, ...]):  # noqa: SLOT001 - a tuple of any length has no room for slots
+    """The nodes that hold one model, each once. Who comes after a node is found without looking through them."""
+
+    _positions: dict[str, int]
+
+    def __new__(cls, nodes: Iterable[Node] = ()) -> Self:
+        """Of nodes with different ids, in their order."""
+        holders = super().__new__(cls, nodes)
+        holders._positions = {node.id: position for position, node in enumerate(holders)}
+        return holders
+
+    def after(self, node_id: str | None) -> int:
+        """The position behind that node's; 0 when it isn't one of them. May be one too far: go round."""
+        return self._positions.get(node_id, -1) + 1 if node_id is not None else 0
+
+    def with_node(self, node: Node) -> Holders:
+        """The same with *node* in the place of the one with its id, or as the last."""
+        position = self._positions.get(node.id, len(self))
+        return Holders((*self[:position], node, *self[position + 1 :]))
+
+
 def choose(
-    holders: Sequence[Node], busy: Mapping[str, int], last: str | None, avoid: Collection[str]
+    holders: Holders, busy: Mapping[str, int], last: str | None, avoid: Collection[str]
 ) -> Node | None:
     """Round-robin: the first node after *last* that is ready, has a free slot and isn't in *avoid*; None if there is none.
 
-    *busy*: node id → requests that it runs now. *last*: id of the node that was chosen before for this model.
+    *busy*: node id → requests that it runs now. *last*: id of the node that was chosen before for this model. How long it
+    takes depends on the nodes that are passed over, not on how many there are.
     """
-    start = 0
-    if last is not None and len(holders) > 1:
-        start = next((i + 1 for i, node in enumerate(holders) if node.id == last), 0)
-    for node in (*holders[start:], *holders[:start]) if start else holders:
+    start = holders.after(last)
+    for position in range(start - len(holders), start):  # the negative ones are those from `start` to the end
+        node = holders[position]
         if node.state is NodeState.READY and node.id not in avoid and busy.get(node.id, 0) < node.capacity:
             return node
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from headrace.control.placement import Holders
 from headrace.domain.fleet import ModelInfo, Node, NodeState
 
 
@@ -16,7 +17,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._nodes: dict[str, Node] = {}
-        self._by_model: dict[str, tuple[Node, ...]] = {}
+        self._by_model: dict[str, Holders] = {}
         self._listeners: list[Callable[[str], None]] = []
 
     def on_change(self, listener: Callable[[str], None]) -> None:
@@ -25,9 +26,16 @@ class Registry:
 
     def upsert(self, node: Node) -> None:
         """Put *node* here, in the place of the one with its id."""
-        if self._nodes.get(node.id) != node:
-            self._nodes[node.id] = node
-            self._changed(node.id)
+        before = self._nodes.get(node.id)
+        if before == node:
+            return
+        self._nodes[node.id] = node
+        if before is None or before.models == node.models:
+            for info in node.models:
+                self._by_model[info.id] = self.holders(info.id).with_node(node)
+        else:
+            self._sort_anew()
+        self._tell(node.id)
 
     def update(
         self,
@@ -47,7 +55,8 @@ class Registry:
     def remove(self, node_id: str) -> None:
         """Forget the node; nothing happens when it isn't there."""
         if self._nodes.pop(node_id, None) is not None:
-            self._changed(node_id)
+            self._sort_anew()
+            self._tell(node_id)
 
     def get(self, node_id: str) -> Node | None:
         """The node, or None."""
@@ -57,9 +66,9 @@ class Registry:
         """All nodes, in the order in which they came."""
         return list(self._nodes.values())
 
-    def holders(self, model: str) -> tuple[Node, ...]:
+    def holders(self, model: str) -> Holders:
         """The nodes that have *model*, in whatever state; empty when nobody has."""
-        return self._by_model.get(model, ())
+        return self._by_model.get(model, _NOBODY)
 
     def models(self) -> list[ModelInfo]:
         """Every model that some node has, each once, by name. A failed node's models are listed too."""
@@ -69,11 +78,16 @@ class Registry:
                 first.setdefault(info.id, info)
         return [first[name] for name in sorted(first)]
 
-    def _changed(self, node_id: str) -> None:
-        holders: dict[str, list[Node]] = {}
+    def _sort_anew(self) -> None:
+        holders: dict[str, dict[str, Node]] = {}
         for node in self._nodes.values():
             for info in node.models:
-                holders.setdefault(info.id, []).append(node)
-        self._by_model = {model: tuple(nodes) for model, nodes in holders.items()}
+                holders.setdefault(info.id, {})[node.id] = node
+        self._by_model = {model: Holders(nodes.values()) for model, nodes in holders.items()}
+
+    def _tell(self, node_id: str) -> None:
         for listener in self._listeners:
             listener(node_id)
+
+
+_NOBODY = Holders()
