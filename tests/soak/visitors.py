@@ -206,9 +206,9 @@ class Visitors:
         """What comes behind a running request is dropped, and the connection ends with its answer. (One that was refused at
         once was never running.)"""
         body, check = self._conversation()
-        request = json.dumps(body).encode()
-        client.request("POST", CHAT, self.door.auth, request)
-        client.request("POST", CHAT, self.door.auth, request)
+        payload = json.dumps(body).encode()
+        fields = f"authorization: {self.door.auth['authorization']}\r\ncontent-length: {len(payload)}\r\n"
+        client.send((f"POST {CHAT} HTTP/1.1\r\n{fields}\r\n".encode() + payload) * 2)
         response = await client.response()
         self._checked(response, check)
         assert response.status == 503 or await client.closed() == b""

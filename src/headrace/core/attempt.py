@@ -165,10 +165,19 @@ class StreamAttempt(Attempt):
         """What the backend reported, or was counted."""
         return self._chunks.usage if self._status == 200 else super().usage
 
+    def fail(self, failure: Failure) -> None:
+        """The exchange broke; but behind `[DONE]` nothing is missing, and an error there would be one too many."""
+        if self._chunks.done and self._verdict is None:
+            self._complete()
+        else:
+            super().fail(failure)
+
     def _accepted_types(self) -> tuple[bytes, ...]:
         return (_EVENT_STREAM,)
 
     def _take(self, chunk: bytes) -> None:
+        if self._chunks.done:
+            return
         try:
             block = self._splitter.feed(chunk)
             if block and (block := self._chunks.feed(block)):

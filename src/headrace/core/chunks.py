@@ -201,6 +201,7 @@ class ChunkStream:
         """Everything that has to stand at the end: finish reasons, the usage chunk, `[DONE]`."""
         closing = [self._own(chunk) for chunk in self._mender.closers()]
         self.done = True
+        self._templates.clear()  # they would let through what comes behind the end
         if self._ask_usage:
             closing.append(self._usage_chunk())
         return b"".join(closing) + DONE
