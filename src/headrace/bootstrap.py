@@ -33,7 +33,7 @@ from headrace.engine.supervisor import EngineState
 from headrace.gateway.app import build_app
 from headrace.gateway.cors import OriginPolicy
 from headrace.gateway.gate import ConnectionLimits
-from headrace.gateway.listener import Listener, bind
+from headrace.gateway.listener import Listener, bind, raise_open_files_limit
 from headrace.gateway.requests import BodyLimits
 from headrace.gateway.token_lane import TokenLane
 from headrace.kernel.aio import Tasks
@@ -61,6 +61,7 @@ def serve(settings: Settings, *, banner: Callable[[str], None], progress: Progre
         ConfigError: an upstream's settings can't work.
     """
     configure_logging(settings.log.level, as_json=settings.log.format == "json")
+    raise_open_files_limit()
     listening = bind(settings.server.host, settings.server.port)
     catalog = Catalog.from_environment(settings.cache, os.environ)
     try:
