@@ -211,12 +211,21 @@ async def test_closing_while_it_loads_leaves_nothing(
 @pytest.mark.req("D33")
 def test_what_llama_cpp_is_told() -> None:
     spec = EngineSpec("e", n_ctx=4096, parallel=2, n_batch=1024, n_gpu_layers=7, main_gpu=1, threads=3)
-    told = spec.child_parameters(model_path="/m.gguf", mean_pooling=False)
+    told = spec.child_parameters(model_path="/m.gguf", mean_pooling=False, n_ctx_train=100)
     expected = {"n_ctx": 4096, "n_parallel": 2, "n_batch": 1024, "n_gpu_layers": 7, "main_gpu": 1}
     params = told["params"]
     assert isinstance(params, dict)
     assert expected.items() <= params.items()
     assert told["threads"] == 3
+
+
+@pytest.mark.parametrize(("n_ctx", "share"), [(4096, 1024), (0, 128)])
+def test_the_inputs_of_embeddings_share_one_cache_and_each_has_its_part(n_ctx: int, share: int) -> None:
+    spec = EngineSpec("e", n_ctx=n_ctx, parallel=4, embeddings=True)
+    params = spec.child_parameters(model_path="/m.gguf", mean_pooling=True, n_ctx_train=512)["params"]
+    assert isinstance(params, dict)
+    assert (params["kv_unified"], params["kv_unified_per_slot"]) == (True, share)
+    assert params["n_ubatch"] == params["n_batch"] >= share
 
 
 @pytest.mark.req("D33")
@@ -293,13 +302,24 @@ async def test_a_model_that_llama_cpp_refuses(tmp_path: Path, catalog: Catalog) 
     assert state.log
 
 
+async def alone(stage: Stage, text: str) -> object:
+    """The embedding of a text that is asked for on its own, to the last digits."""
+    answer = await stage.answer(Operation.EMBEDDING, input=text)
+    return pytest.approx(answer["data"][0]["embedding"], abs=1e-3)  # type: ignore[index]
+
+
 @pytest.mark.slow
 @pytest.mark.req("D01")
+@pytest.mark.compliance("O71")
 async def test_the_demo_model_embeds(real_catalog: Catalog, demo_model: Path) -> None:
-    spec = EngineSpec("smol", n_ctx=2048, parallel=2, n_batch=512, embeddings=True)
+    spec = EngineSpec("smol", n_ctx=2048, parallel=2, n_batch=512, embeddings=True, threads=1)
     async with running(spec, real_catalog) as stage:
-        floats = await stage.answer(Operation.EMBEDDING, input=["one", "two"])
+        given = ["one", "two, and a good deal more of them"]
+        floats = await stage.answer(Operation.EMBEDDING, input=given)
         vectors = [item["embedding"] for item in floats["data"]]  # type: ignore[attr-defined]
+        assert vectors == [await alone(stage, text) for text in given], (
+            "of different lengths, computed together"
+        )
         assert [len(vector) for vector in vectors] == [576, 576]
         assert vectors[0] != vectors[1]
         base64 = await stage.answer(Operation.EMBEDDING, input="one", encoding_format="base64")

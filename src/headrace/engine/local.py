@@ -107,7 +107,9 @@ class LocalEngine(Watcher):
         path, header = await self._prepare()
         self._supervisor.loading(_BASE_LOAD_S + header.tensor_bytes / _LOAD_BYTES_PER_S)
         parameters = self.spec.child_parameters(
-            model_path=str(path), mean_pooling=self.spec.embeddings and not header.is_embedding
+            model_path=str(path),
+            mean_pooling=self.spec.embeddings and not header.is_embedding,
+            n_ctx_train=header.n_ctx_train,
         )
         process = EngineProcess(parameters, command=self._machine.command, run_dir=self._machine.run_dir)
         self._process = process

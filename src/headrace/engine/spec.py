@@ -14,7 +14,7 @@ _RESERVED = {
     "server_tools", "server_tools_runtime", "ssl_file_cert", "ssl_file_key", "model", "model_alias",
     "models_dir", "models_preset", "models_preset_hf", "mcp_servers_config", "mcp_servers_json", "ui",
     "ui_mcp_proxy", "ui_config_json", "cors_origins", "cors_credentials", "endpoint_slots",
-    "slot_save_path", "n_ctx", "n_parallel", "n_batch", "n_ubatch", "n_gpu_layers", "main_gpu",
+    "slot_save_path", "n_ctx", "n_parallel", "n_batch", "n_ubatch", "kv_unified", "kv_unified_per_slot", "n_gpu_layers", "main_gpu",
     "embedding", "pooling_type", "verbosity", "cpuparams", "media_path",
 }  # fmt: skip
 """llama.cpp parameters that `EngineSpec.extra` can't set: ours, or a way in beside the gateway's keys."""
@@ -60,10 +60,18 @@ class EngineSpec:
         if forbidden := sorted(_RESERVED.intersection(self.extra)):
             raise ConfigError(f"engine {self.id!r}: extra can't set {', '.join(forbidden)}.")
 
-    def child_parameters(self, *, model_path: str, mean_pooling: bool) -> dict[str, object]:
-        """What `headrace.engine.child` is told, as JSON values. `mean_pooling`: the model doesn't say how it pools."""
-        # An embedding's whole input has to fit into one physical batch, else llama.cpp answers 500.
-        batch = max(self.n_batch, self.n_ctx // self.parallel) if self.embeddings else self.n_batch
+    def child_parameters(
+        self, *, model_path: str, mean_pooling: bool, n_ctx_train: int = 0
+    ) -> dict[str, object]:
+        """What `headrace.engine.child` is told, as JSON values. `mean_pooling`: the model doesn't say how it pools.
+
+        n_ctx_train: the model's own context; 0 where it isn't known.
+        """
+        # An embedding's whole input has to fit into one physical batch, else llama.cpp answers 500. And all inputs share one
+        # cache: with a cache for each slot, llama.cpp cuts a batch into pieces of equal length and pools a longer input's
+        # last piece alone (seen: vectors of cosine 0.95 and less to the right ones).
+        share = (self.n_ctx or n_ctx_train) // self.parallel
+        batch = max(self.n_batch, share) if self.embeddings else self.n_batch
         physical = batch if self.embeddings else min(batch, 512)
         return {
             "model": model_path,
@@ -76,6 +84,8 @@ class EngineSpec:
                 "n_parallel": self.parallel,
                 "n_batch": batch,
                 "n_ubatch": physical,
+                "kv_unified": self.embeddings,
+                "kv_unified_per_slot": share if self.embeddings else 0,
                 "n_gpu_layers": self.n_gpu_layers,
                 "main_gpu": self.main_gpu,
                 "cache_ram_mib": self.prompt_cache_mib,
