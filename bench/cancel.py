@@ -12,7 +12,7 @@ from typing import Literal
 from bench.endpoint import LOOK_EVERY_S
 from bench.figures import Spread
 from bench.programs import Upstream
-from bench.stacks import Site, Stack
+from bench.site import Site, Stack
 
 Mode = Literal["stream", "plain"]
 MODES: tuple[Mode, ...] = ("stream", "plain")

@@ -20,8 +20,9 @@ import platformdirs
 
 from bench.endpoint import Endpoint, free_port
 from bench.figures import Spread
+from bench.ours import headrace_command, headrace_environment, headrace_up
 from bench.procs import cpu_s, running
-from bench.stacks import UP_WITHIN_S, Unavailable, headrace_command, headrace_environment, headrace_up
+from bench.site import UP_WITHIN_S, Unavailable
 
 STREAMS = 4
 MAX_TOKENS = 96
@@ -77,7 +78,7 @@ def measure(folder: Path, model: Path, rounds: int) -> EngineFigures:
     Both engines are loaded throughout; the one that isn't asked waits without using CPU.
 
     Raises:
-        stacks.Unavailable: one of them didn't come up.
+        site.Unavailable: one of them didn't come up.
     """
     port = free_port()
     toml = TOML.substitute(port=port, id=MODEL_ID, model=model, streams=STREAMS)
@@ -94,7 +95,7 @@ def direct_engine(model: Path, folder: Path) -> Iterator[Endpoint]:
     """The engine alone on a port of its own, until the block ends.
 
     Raises:
-        stacks.Unavailable: it didn't come up.
+        site.Unavailable: it didn't come up.
     """
     port = free_port()
     command = [sys.executable, "-m", "bench.direct_engine", str(model), str(port)]
@@ -110,7 +111,7 @@ def demo_model(folder: Path) -> Path:
     """The demo model's file, fetched by `headrace pull demo` where it isn't in the cache yet.
 
     Raises:
-        stacks.Unavailable: there is no such command, it failed, or left no model.
+        site.Unavailable: there is no such command, it failed, or left no model.
     """
     given = os.environ.get("HEADRACE_CACHE")
     cache = Path(given) if given else platformdirs.user_cache_path("headrace", appauthor=False)

@@ -2,13 +2,14 @@
 //
 //   load --port N [--path /v1/chat/completions] [--conns N] [--seconds S] [--mode plain|stream|stream-no-usage]
 //        [--pace-us N] [--spread-us N] [--expect-events N] [--leave-after N] [--drain S]
-//        [--key K] [--model M] [--body FILE]
+//        [--key K] [--model M] [--body FILE] [--dial-late]
 //
 // Closed loop: each connection has one request under way and starts the next when that one ended. With --pace-us it
 // starts one every so many microseconds at most: a steady load below saturation, the same for every stack.
 // The first requests start within --spread-us (default: the pace), so that streams don't all tick at the same moment;
 // --seconds begin after that. After them nothing new starts; what is under way may end within --drain seconds, then it
 // counts as "cut".
+// All connections are opened before the first request, or with --dial-late each with its first request.
 // --leave-after: the client closes its socket after that many events of a stream, and comes back ("left").
 // --expect-events: a stream with another number of events is an error: nothing may be lost or added on the way.
 //
@@ -37,7 +38,7 @@ enum {
 };
 
 struct options {
-    int port, conns, streams, asks_usage;
+    int port, conns, streams, asks_usage, dials_late;
     double seconds, drain_s;
     long pace_us, spread_us, leave_after, expect_events;
     const char *path, *key, *model, *body_file;
@@ -169,7 +170,7 @@ static void send_rest(struct load *load, struct connection *connection) {
 
 static void start(struct load *load, struct connection *connection) {
     if (connection->socket < 0) {
-        load->redials++;
+        if (connection->started_us || !load->options.dials_late) load->redials++;
         if (!dial(load, connection)) {
             fail(load, connection, "nobody listens");
             return;
@@ -354,11 +355,13 @@ static void open_connections(struct load *load) {
     int conns = load->options.conns;
     load->epoll = epoll_create1(EPOLL_CLOEXEC);
     load->connections = must(calloc((size_t)conns, sizeof *load->connections));
-    for (int i = 0; i < conns; i++)
-        if (!dial(load, &load->connections[i])) {
+    for (int i = 0; i < conns; i++) {
+        load->connections[i].socket = -1;
+        if (!load->options.dials_late && !dial(load, &load->connections[i])) {
             perror("connect");
             exit(1);
         }
+    }
     int64_t now = load->began_us = now_us();  // only now: a short listen queue makes many connections take a second
     for (int i = 0; i < conns; i++) load->connections[i].due_us = now + load->options.spread_us * i / conns;
     load->waiting = conns;
@@ -423,7 +426,7 @@ static struct options read_options(int count, char **arguments) {
         {"port", 1, 0, 'p'},      {"path", 1, 0, 'u'},          {"conns", 1, 0, 'c'},       {"seconds", 1, 0, 's'},
         {"mode", 1, 0, 'm'},      {"pace-us", 1, 0, 'e'},       {"leave-after", 1, 0, 'l'}, {"drain", 1, 0, 'd'},
         {"key", 1, 0, 'k'},       {"model", 1, 0, 'o'},         {"body", 1, 0, 'b'},        {"expect-events", 1, 0, 'x'},
-        {"spread-us", 1, 0, 'r'}, {0}};
+        {"spread-us", 1, 0, 'r'}, {"dial-late", 0, 0, 'i'},     {0}};
     struct options options = {.conns = 32, .seconds = 1, .drain_s = 2, .spread_us = -1,
                               .path = "/v1/chat/completions", .key = "sk-bench", .model = "bench"};
     for (int option; (option = getopt_long(count, arguments, "", known, NULL)) != -1;) switch (option) {
@@ -440,6 +443,7 @@ static struct options read_options(int count, char **arguments) {
             case 'l': options.leave_after = atol(optarg); break;
             case 'x': options.expect_events = atol(optarg); break;
             case 'd': options.drain_s = atof(optarg); break;
+            case 'i': options.dials_late = 1; break;
             case 'k': options.key = optarg; break;
             case 'o': options.model = optarg; break;
             case 'b': options.body_file = optarg; break;

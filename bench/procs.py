@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, Any
@@ -63,18 +65,35 @@ def end(process: subprocess.Popen[str]) -> None:
 def cpu_s(pid: int, *, children: bool = True) -> float:
     """CPU seconds, user and system, that the process used so far; with those of its descendants, ended ones too.
 
-    0.0 for a process that is gone.
+    To the nanosecond, but for ended children, whom the kernel counts in hundredths of a second. 0.0 for a process that
+    is gone.
     """
     try:
-        process = psutil.Process(pid)
-        times = process.cpu_times()
-        own: float = times.user + times.system
+        own = time.clock_gettime(_cpu_clock(pid))
         if not children:
             return own
+        process = psutil.Process(pid)
+        times = process.cpu_times()
         ended: float = times.children_user + times.children_system
         return own + ended + sum(cpu_s(child.pid) for child in process.children())
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, OSError):
         return 0.0
+
+
+def _cpu_clock(pid: int) -> int:
+    """The id of another process's CPU clock, as Linux forms it (`clock_getcpuclockid`): all its threads, ended ones too.
+
+    /proc counts in ticks of 10 ms, which is more than a gateway needs for a second of a light load.
+    """
+    scheduled = 2
+    return (~pid << 3) | scheduled
+
+
+def raise_descriptor_limit() -> int:
+    """Let this process and what it starts open as many files as the system allows; how many that are."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
 
 
 def resident_mb(pid: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +68,29 @@ class Upstream:
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """A load that is under way."""
+
+    process: subprocess.Popen[str]
+
+    def ended(self) -> bool:
+        """Whether it is over, well or not."""
+        return self.process.poll() is not None
+
+    def result(self, within_s: float) -> LoadResult:
+        """Wait for its end.
+
+        Raises:
+            subprocess.CalledProcessError: it gave no result; its words are on standard error.
+            subprocess.TimeoutExpired: it took longer.
+        """
+        told, _ = self.process.communicate(timeout=within_s)
+        if self.process.returncode:
+            raise subprocess.CalledProcessError(self.process.returncode, self.process.args)
+        return LoadResult(**json.loads(told))
+
+
+@dataclass(frozen=True, slots=True)
 class Programs:
     """Where the built programs lie."""
 
@@ -100,15 +123,21 @@ class Programs:
             port = int(process.stdout.readline().split()[1])
             yield Upstream(Endpoint(port), process.pid)
 
-    def offer(self, port: int, seconds: float, options: list[str]) -> LoadResult:
+    def offer(self, port: int, seconds: float, options: Sequence[str]) -> LoadResult:
         """Put load on `port` for `seconds` and what drains afterwards.
 
         Raises:
             subprocess.CalledProcessError: nobody listens there, or an option is wrong.
             subprocess.TimeoutExpired: it took `SLACK_S` longer than it should; it was killed.
         """
-        command = [str(self.load), "--port", str(port), "--seconds", str(seconds), *options]
-        done = subprocess.run(
-            pinned(command, LOAD_CORE), check=True, stdout=subprocess.PIPE, timeout=seconds + SLACK_S
+        with self.offering(port, seconds, options) as offer:
+            return offer.result(seconds + SLACK_S)
+
+    @contextmanager
+    def offering(self, port: int, seconds: float, options: Sequence[str]) -> Iterator[Offer]:
+        """The same while the block runs: it can look at the gateway meanwhile. The load is gone when the block ends."""
+        command = pinned(
+            [str(self.load), "--port", str(port), "--seconds", str(seconds), *options], LOAD_CORE
         )
-        return LoadResult(**json.loads(done.stdout))
+        with running(command, stdout=subprocess.PIPE) as process:
+            yield Offer(process)

@@ -4,107 +4,138 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
-from bench import cancel, startup
+from bench import bars, cancel, held
 from bench.cancel import Cancels
+from bench.columns import FIGURES
 from bench.engine import EngineFigures
-from bench.figures import FIGURES, Figure, Spread, Turns
-from bench.machine import Machine, Weather
-from bench.scenarios import Scenario, Turn
+from bench.figures import Turns
+from bench.measurement import Measurement
+from bench.rounds import OURS, Row, by_name, rows
+from bench.scenarios import Part
 from bench.startup import Startup
+from bench.tables import number, spread, table
 
-OURS = "headrace"
-
-
-@dataclass(slots=True)
-class Measurement:
-    """All that one run found. `absences` names what couldn't be measured, and why."""
-
-    rounds: int
-    seconds: float
-    machine: Machine = field(default_factory=Machine.this)
-    weather: list[Weather] = field(default_factory=list)
-    scenarios: Sequence[Scenario] = ()
-    configurations: dict[str, str] = field(default_factory=dict)
-    turns: list[Turn] = field(default_factory=list)
-    cancels: list[Cancels] = field(default_factory=list)
-    startup: Startup | None = None
-    engine: EngineFigures | None = None
-    absences: list[str] = field(default_factory=list)
+TITLES: dict[Part, str] = {
+    "gateway": "Gateways",
+    "grid": "By number of connections",
+    "latency": "Latency at half load",
+    "light": "At a light load",
+}
 
 
-def as_json(measurement: Measurement) -> str:
-    """Everything, each turn by itself."""
-    return json.dumps(asdict(measurement), indent=1)
+def as_json(found: Measurement) -> str:
+    """Everything: each turn by itself, and under `figures` what the tables are made of, round by round."""
+    return json.dumps(asdict(found) | {"figures": by_name(found)}, indent=1)
 
 
-def as_text(measurement: Measurement) -> str:
+def as_text(found: Measurement, *, every_round: bool = False) -> str:
     """Tables of medians with their spread, ratios, what makes them doubtful, and what was measured on."""
-    parts = [f"# Measured: {measurement.rounds} rounds of {measurement.seconds:g} s a turn"]
-    if measurement.turns:
-        parts += _gateway(measurement)
-    if measurement.cancels:
-        parts += ["## A client that leaves", *_cancels(measurement.cancels)]
-    if measurement.startup:
-        parts += ["## Start", _startup(measurement.startup)]
-    if measurement.engine:
-        parts += ["## On the real engine", _engine(measurement.engine)]
-    if measurement.absences:
-        parts += ["## Not measured", "\n".join(f"- {line}" for line in measurement.absences)]
-    return "\n\n".join([*parts, "## Measured on", _machine(measurement), *_configurations(measurement)])
+    parts = [f"# Measured: {found.rounds} rounds of {found.seconds:g} s a turn"]
+    if kept := bars.checked(found):
+        parts += ["## Bars", kept]
+    for part in FIGURES:
+        parts += _turns(found, part)
+    parts += _held(found)
+    if found.cancels:
+        parts += ["## A client that leaves", *_cancels(found.cancels)]
+    if found.startup:
+        parts += ["## Start", _startup(found.startup)]
+    if found.engine:
+        parts += ["## On the real engine", _engine(found.engine)]
+    if every_round:
+        parts += _every_round(found)
+    if found.absences:
+        parts += ["## Not measured", "\n".join(f"- {line}" for line in found.absences)]
+    return "\n\n".join([*parts, "## Measured on", _machine(found), *_configurations(found)])
 
 
-def _gateway(measurement: Measurement) -> list[str]:
-    turns, stacks = Turns(measurement.turns), list(measurement.configurations)
-    loads = "\n".join(f"- `{one.name}`: {one.explanation}" for one in measurement.scenarios)
-    parts = [
-        "## Gateways",
-        loads,
-        _table(["median (lowest to highest)", *stacks], _figure_rows(turns, stacks)),
+def _turns(found: Measurement, part: Part) -> list[str]:
+    turns = Turns(found.of(part))
+    if not turns.all:
+        return []
+    loads = [one for one in found.scenarios if one.part == part]
+    made = [f"## {TITLES[part]}", "\n".join(f"- `{one.name}`: {one.explanation}" for one in loads)]
+    made += _tables(found, part)
+    stacks = [name for name in found.stacks if any(turn.stack == name for turn in turns.all)]
+    failures = [[one.name, *(_failures(*turns.failures(one.name, name)) for name in stacks)] for one in loads]
+    made += ["Failed or cut, of all requests:", table(["load", *stacks], failures)]
+    return [*made, *_doubtful(turns.remarks())]
+
+
+def _held(found: Measurement) -> list[str]:
+    if not found.held or found.holding is None:
+        return []
+    failures = [
+        f"- {name}: {_failures(sum(r.bad + r.cut for r in results), sum(r.bad + r.cut + r.ok for r in results))}"
+        for name in found.stacks
+        if (results := [one.result for one in found.held if one.stack == name])
     ]
+    return [
+        "## Held streams",
+        f"{found.holding}. Each stack is started for it.",
+        *_tables(found, "held"),
+        "Failed or cut, of all streams:\n\n" + "\n".join(failures),
+        *_doubtful(held.remarks(found.held, found.holding.streams)),
+    ]
+
+
+def _tables(found: Measurement, part: str) -> list[str]:
+    measured = [row for row in rows(found) if row.part == part and row.values]
+    stacks = [name for name in found.stacks if any(name in row.values for row in measured)]
+    if not stacks:
+        return []
+    figures = [[row.title, *(spread(row.spread(name), row.decimals) for name in stacks)] for row in measured]
+    made = [table(["median (lowest to highest)", *stacks], figures)]
     others = [name for name in stacks if name not in (OURS, "direct")]
     if OURS in stacks and others:
-        titles = [f"{OURS} ÷ {name}" for name in others]
-        parts += [
-            "Within each round, the median of rounds:",
-            _table(["ratio", *titles], _ratio_rows(turns, others)),
+        ratios = [
+            [row.title, *(spread(row.ratio(OURS, other), None) for other in others)] for row in measured
         ]
-    if remarks := turns.remarks():
-        parts += ["Doubtful:", "\n".join(f"- {line}" for line in remarks)]
-    return parts
+        titles = [f"{OURS} ÷ {name}" for name in others]
+        made += ["Within each round, the median of rounds:", table(["ratio", *titles], ratios)]
+    return made
 
 
-def _figure_rows(turns: Turns, stacks: Sequence[str]) -> list[list[str]]:
-    rows = [
-        [figure.title, *(_spread(turns.spread(figure, name), figure.decimals) for name in stacks)]
-        for figure in FIGURES
+def _every_round(found: Measurement) -> list[str]:
+    """One line a figure and stack, one column a round."""
+    measured = rows(found)
+    numbers = sorted({n for row in measured for values in row.values.values() for n in values})
+    if not numbers:
+        return []
+    lines = [
+        [row.part, row.title, name, *_round_cells(row, name, numbers)]
+        for row in measured
+        for name in row.values
     ]
-    resident = [max(turn.resident_mb for turn in turns.all if turn.stack == name) for name in stacks]
-    return [*rows, ["highest resident MB", *(f"{mb:.0f}" if mb else "" for mb in resident)]]
+    head = ["part", "figure", "stack", *(f"round {n + 1}" for n in numbers)]
+    return ["## Every round", table(head, lines)]
 
 
-def _ratio_rows(turns: Turns, others: Sequence[str]) -> list[list[str]]:
-    def cells(figure: Figure) -> list[str]:
-        return [_spread(turns.ratio(figure, OURS, other), 2) for other in others]
+def _round_cells(row: Row, stack: str, numbers: Sequence[int]) -> list[str]:
+    values = row.values[stack]
+    return [number(values[n], row.decimals) if n in values else "" for n in numbers]
 
-    return [[figure.title, *cells(figure)] for figure in FIGURES if not figure.title.startswith("added")]
+
+def _failures(failed: int, of: int) -> str:
+    return f"{failed:,} of {of:,}"
+
+
+def _doubtful(remarks: Sequence[str]) -> list[str]:
+    return ["Doubtful:", "\n".join(f"- {line}" for line in remarks)] if remarks else []
 
 
 def _cancels(cancels: Sequence[Cancels]) -> list[str]:
-    rows = [[one.stack, one.mode, _spread(one.ms, 1), str(one.unseen)] for one in cancels]
+    lines = [[one.stack, one.mode, spread(one.ms, 1), str(one.unseen)] for one in cancels]
     unseen = f"not seen within {cancel.SEEN_WITHIN_S:g} s"
-    table = _table(["stack", "answer", "ms until the upstream sees it", unseen], rows)
-    return [table, f"The bar is {cancel.BAR_MS:g} ms."]
+    return [table(["stack", "answer", "ms until the upstream sees it", unseen], lines)]
 
 
 def _startup(found: Startup) -> str:
-    seconds, resident = found.seconds, found.resident_mb
     lines = [
-        f"- exec to the first 200 on /health: {_spread(seconds, 2)} s, the first start {found.first_s:.2f} s"
-        f" (bar {startup.BAR_S} s: {_verdict(seconds.median, startup.BAR_S)})",
-        f"- resident then: {_spread(resident, 1)} MB (bar {startup.BAR_MB:g} MB:"
-        f" {_verdict(resident.median, startup.BAR_MB)})",
+        f"- exec to the first 200 on /health: {spread(found.seconds, 2)} s, the first start {found.first_s:.2f} s",
+        f"- resident then: {spread(found.resident_mb, 1)} MB",
     ]
     return "\n".join(lines)
 
@@ -112,17 +143,17 @@ def _startup(found: Startup) -> str:
 def _engine(found: EngineFigures) -> str:
     lines = [
         f"- model {found.model}, 4 concurrent streams, each prompt new to the engine, {found.rounds} rounds",
-        f"- engine alone: {_spread(found.direct_tokens_per_s, 1)} tokens/s",
-        f"- through the gateway: {_spread(found.through_tokens_per_s, 1)} tokens/s",
-        f"- through ÷ alone: {_spread(found.ratio, 3)}",
-        f"- the gateway's CPU time ÷ the engine's: {_spread(found.share, 4)}",
+        f"- engine alone: {spread(found.direct_tokens_per_s, 1)} tokens/s",
+        f"- through the gateway: {spread(found.through_tokens_per_s, 1)} tokens/s",
+        f"- through ÷ alone: {spread(found.ratio, 3)}",
+        f"- the gateway's CPU time ÷ the engine's: {spread(found.share, 4)}",
     ]
     return "\n".join(lines)
 
 
-def _machine(measurement: Measurement) -> str:
-    weather = measurement.weather
-    lines = [f"- {measurement.machine}"]
+def _machine(found: Measurement) -> str:
+    weather = found.weather
+    lines = [f"- {found.machine}"]
     if weather:
         averages = ", ".join(f"{one.load_average:.2f}" for one in weather)
         stolen = weather[-1].stolen_s - weather[0].stolen_s
@@ -133,27 +164,5 @@ def _machine(measurement: Measurement) -> str:
     return "\n".join(lines)
 
 
-def _configurations(measurement: Measurement) -> list[str]:
-    return [
-        f"### {name}\n\n```\n{text.rstrip()}\n```"
-        for name, text in measurement.configurations.items()
-        if text
-    ]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in [head, *rows]]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _spread(spread: Spread | None, decimals: int) -> str:
-    if spread is None:
-        return ""
-    median, low, high = (f"{value:,.{decimals}f}" for value in (spread.median, spread.lowest, spread.highest))
-    return f"{median} ({low} to {high})"
-
-
-def _verdict(value: float, bar: float) -> str:
-    return "kept" if value <= bar else "NOT kept"
+def _configurations(found: Measurement) -> list[str]:
+    return [f"### {name}\n\n```\n{text.rstrip()}\n```" for name, text in found.configurations.items() if text]

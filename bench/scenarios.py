@@ -1,82 +1,65 @@
-"""What is put on every stack: two loads that saturate it, and three steady ones that all of them can carry."""
+"""What is put on the stacks: the loads of each part.
+
+A name says how a load is judged: `-saturated`: each connection asks again at once, and the gateway's core should be the
+limit; `-steady`: a pace that every stack should carry, so one that doesn't has no comparable figures.
+"""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from bench.machine import busy_s
-from bench.procs import GATEWAY_CORE, cpu_s, resident_mb
-from bench.programs import LoadResult
-from bench.stacks import Site, Stack
+Part = Literal["gateway", "grid", "latency", "light"]
+"""Those whose loads are put on all stacks in turns."""
 
 TOKENS = 64
 EVENTS = TOKENS + 4
 """Events of one stream: role, tokens, finish, usage, [DONE]. None may be lost or added on the way."""
 PROMPT_BYTES = 200_000
-DRAIN_S = 2.0
+GRID = (1, 32, 300, 2000)
+"""Connections at once."""
+GRID_INTERVAL_US = 10_000
+LIGHT_INTERVAL_US = 20_000
+DRAIN_S = 10.0
+"""How long what is under way may take to end. An overloaded gateway needs some seconds for 2,000 streams."""
+STREAM = ("--mode", "stream", "--expect-events", str(EVENTS))
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """One load. `options` are the load generator's, `upstream` what the upstream is set to before it."""
 
+    part: Part
     name: str
     explanation: str
     options: tuple[str, ...]
     upstream: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One load on one stack. `cpu_s` is what the gateway used, drained requests included; None: there is no gateway.
-
-    `busy_share` is what part of the time the gateway's core worked at all, `others_share` on anything but the gateway.
-    """
-
-    round: int
-    scenario: str
-    stack: str
-    result: LoadResult
-    cpu_s: float | None
-    resident_mb: float
-    busy_share: float = 1.0
-    others_share: float = 0.0
-
-
-def scenarios(folder: Path) -> tuple[Scenario, ...]:
-    """All of them; the long prompt's file is written to `folder`."""
+def gateway(folder: Path) -> tuple[Scenario, ...]:
+    """Two loads that saturate a gateway, and three steady ones; the long prompt's file is written to `folder`."""
     prompt = folder / "prompt.json"
     # Compact, as OpenAI's clients write it.
     prompt.write_text(json.dumps(_long_prompt(), separators=(",", ":")))
-    stream = ("--mode", "stream", "--expect-events", str(EVENTS))
     return (
         Scenario(
+            "gateway",
             "plain-saturated",
             "32 connections, plain answers, each as soon as the last is there",
             ("--conns", "32"),
         ),
+        _streams("gateway", "stream-saturated", 500, 4000),
         Scenario(
-            "stream-saturated",
-            "500 concurrent streams of 64 tokens, one each 4 ms",
-            ("--conns", "500", "--spread-us", "272000", *stream),
-            {"interval_us": 4000},
-        ),
-        Scenario(
+            "gateway",
             "plain-steady",
             "4,000 plain requests each second over 32 connections",
             ("--conns", "32", "--pace-us", "8000"),
         ),
+        _streams("gateway", "stream-steady", 300, 8000),
         Scenario(
-            "stream-steady",
-            "300 concurrent streams of 64 tokens, one each 8 ms",
-            ("--conns", "300", "--spread-us", "520000", *stream),
-            {"interval_us": 8000},
-        ),
-        Scenario(
+            "gateway",
             "prompt-steady",
             "200 plain requests each second with a body of 200 kB over 8 connections",
             ("--conns", "8", "--pace-us", "40000", "--body", str(prompt)),
@@ -84,36 +67,55 @@ def scenarios(folder: Path) -> tuple[Scenario, ...]:
     )
 
 
-def take_turn(site: Site, stack: Stack, scenario: Scenario, round_number: int, seconds: float) -> Turn:
-    """Put one load on one stack and say what it gave and cost."""
-    site.upstream.set(
-        {"tokens": TOKENS, "interval_us": 0, "delay_us": 0, "head_delay_us": 0} | scenario.upstream
+def grid() -> tuple[Scenario, ...]:
+    """Plain and streamed answers, at 1 to 2,000 connections; plain ones are asked for again at once."""
+    plain = (
+        Scenario(
+            "grid",
+            f"plain-{conns}",
+            f"plain answers over {conns:,} connection{'s' * (conns > 1)}, each as soon as the last is there",
+            ("--conns", str(conns)),
+        )
+        for conns in GRID
     )
-    options = [*scenario.options, "--drain", str(DRAIN_S)]
-    begun, used, busy = time.monotonic(), _gateway_cpu_s(stack), busy_s(GATEWAY_CORE)
-    result = site.programs.offer(stack.endpoint.port, seconds, options)
-    used, busy = _gateway_cpu_s(stack) - used, busy_s(GATEWAY_CORE) - busy
-    others = max(busy - used, 0.0) / (time.monotonic() - begun)  # with the time that connecting took
-    return Turn(
-        round_number,
-        scenario.name,
-        stack.name,
-        result,
-        used if stack.pid else None,
-        resident_mb(stack.pid) if stack.pid else 0.0,
-        busy / result.took_s,
-        others,
+    return (*plain, *(_streams("grid", f"stream-{conns}", conns, GRID_INTERVAL_US) for conns in GRID))
+
+
+def half_load(requests_per_s: float) -> Scenario:
+    """A steady load of so many plain requests each second, their starts evenly spaced."""
+    conns = 32
+    pace_us = max(1, round(conns * 1e6 / requests_per_s))
+    return Scenario(
+        "latency",
+        "half-steady",
+        f"{conns * 1e6 / pace_us:,.0f} plain requests each second over {conns} connections",
+        ("--conns", str(conns), "--pace-us", str(pace_us)),
     )
 
 
-def _gateway_cpu_s(stack: Stack) -> float:
-    return cpu_s(stack.pid) if stack.pid else 0.0
+def light() -> tuple[Scenario, ...]:
+    """Loads that a gateway carries which needs milliseconds for a request."""
+    return (
+        Scenario(
+            "light",
+            "plain-light-steady",
+            "40 plain requests each second over 4 connections",
+            ("--conns", "4", "--pace-us", "100000"),
+        ),
+        _streams("light", "stream-light-steady", 8, LIGHT_INTERVAL_US),
+    )
 
 
-def in_turns(stacks: Sequence[Stack], round_number: int) -> list[Stack]:
-    """The stacks in another order each round: being first or last favours nobody."""
-    shift = round_number % len(stacks)
-    return [*stacks[shift:], *stacks[:shift]]
+def _streams(part: Part, name: str, conns: int, interval_us: int) -> Scenario:
+    """Streams at once, a new one for each that ended, their beginnings spread over the time that one takes."""
+    offered = conns * 1e6 / interval_us
+    explanation = (
+        f"{conns:,} concurrent stream{'s' * (conns > 1)} of {TOKENS} tokens, one each {interval_us / 1000:g} ms"
+        f" (about {offered:,.0f} events each second)"
+    )
+    spread = ("--spread-us", str(EVENTS * interval_us)) if conns > 1 else ()
+    options = ("--conns", str(conns), *spread, *STREAM)
+    return Scenario(part, name, explanation, options, {"interval_us": interval_us})
 
 
 def _long_prompt() -> dict[str, object]:

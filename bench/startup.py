@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from bench.endpoint import free_port
 from bench.figures import Spread
+from bench.ours import headrace_toml, headrace_up
 from bench.procs import resident_mb
-from bench.stacks import Site, headrace_toml, headrace_up
+from bench.site import Site
 
 BAR_S = 1.5
 BAR_MB = 90.0
@@ -27,7 +28,7 @@ def measure(site: Site, times: int) -> Startup:
     """Start it `times` times, one after the other.
 
     Raises:
-        stacks.Unavailable: it didn't come up.
+        site.Unavailable: it didn't come up.
     """
     seconds, resident = [], []
     for _ in range(times):

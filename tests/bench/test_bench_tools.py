@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ from bench.endpoint import Endpoint, free_port
 from bench.procs import cpu_s, resident_mb, running
 from bench.programs import Programs, Upstream
 from bench.scenarios import EVENTS
-from bench.stacks import Site, Stack
+from bench.site import Site, Stack
 
 from bench import cancel
 
@@ -192,9 +194,31 @@ def test_a_bad_answer_is_an_error_that_names_itself(programs: Programs, answer: 
     assert result.first_error == error
 
 
+def test_connections_that_are_dialled_late_are_not_all_there_at_once(
+    programs: Programs, upstream: Upstream
+) -> None:
+    options = ["--conns", "20", "--mode", "stream", "--spread-us", "200000", "--dial-late"]
+    upstream.set({"interval_us": 100_000, "tokens": 4})
+    with programs.offering(upstream.endpoint.port, 0.1, options) as offer:
+        assert cancel.wait_for(upstream, lambda now: now["active"] > 0)
+        first = upstream.stats()
+        result = offer.result(20)
+        assert offer.ended()
+    last = upstream.stats()
+    assert first["accepted"] < last["accepted"]
+    assert (result.ok, result.bad, result.redials) == (20, 0, 0)
+
+
 def test_nobody_listening_ends_the_load_with_an_error(programs: Programs) -> None:
     with pytest.raises(subprocess.CalledProcessError):
         programs.offer(free_port(), 0.1, [])
+
+
+def test_cpu_time_is_finer_than_the_ticks_of_the_kernel() -> None:
+    seen = {cpu_s(os.getpid(), children=False) for _ in range(50)}
+    assert len(seen) > 10
+    assert max(seen) - min(seen) < 1
+    assert abs(max(seen) - time.process_time()) < 1
 
 
 BURN = "import time\nend = time.process_time() + 0.2\nwhile time.process_time() < end: pass"
