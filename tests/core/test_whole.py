@@ -80,6 +80,18 @@ def test_a_wrong_total_is_put_right_and_details_are_kept() -> None:
     assert json.loads(out)["usage"] == {**told, "total_tokens": 5}
 
 
+@pytest.mark.compliance("O16")
+def test_alternatives_that_nobody_asked_for_are_left_out_of_whole_answers() -> None:
+    token = {"token": "a", "logprob": -0.5, "bytes": [97]}
+    answer = said()
+    answer["choices"][0]["logprobs"] = {"content": [{**token, "top_logprobs": [token]}]}
+    members = {"messages": [{"role": "user", "content": "x"}], "logprobs": True}
+    for alternatives in (0, 1):
+        body = body_of(Operation.CHAT, **members, top_logprobs=alternatives)
+        out = json.loads(meter_whole(json.dumps(answer).encode(), body)[0])
+        assert out["choices"][0]["logprobs"]["content"] == [{**token, "top_logprobs": [token][:alternatives]}]
+
+
 @pytest.mark.parametrize(
     "answer", [[], {"choices": []}, {"error": {"message": "boom"}}, {**said(), "error": "x"}]
 )

@@ -128,9 +128,15 @@ async def test_a_prompt_beyond_the_context_has_openais_code(
     said = {"code": 400, "message": "too long", "type": "exceed_context_size_error", "n_ctx": 8}
     engine.script = Script(fault=Refuse(400, json.dumps({"error": said})))
     async with client_of(house.url) as client:
-        with pytest.raises(openai.BadRequestError) as raised:
-            await client.chat.completions.create(model="fake", messages=ASK, stream=stream)
-    assert (raised.value.code, raised.value.param) == ("context_length_exceeded", "messages")
+        asks: dict[str, Any] = {
+            "messages": client.chat.completions.create(model="fake", messages=ASK, stream=stream),
+            "prompt": client.completions.create(model="fake", prompt="x", stream=stream),
+            "input": client.embeddings.create(model="fake", input="x"),
+        }
+        for param, asking in asks.items():
+            with pytest.raises(openai.BadRequestError) as raised:
+                await asking
+            assert (raised.value.code, raised.value.param) == ("context_length_exceeded", param)
 
 
 async def free_the_slot(engine: FakeEngine, house: House) -> None:

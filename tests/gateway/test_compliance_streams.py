@@ -242,6 +242,22 @@ async def test_log_probabilities_reach_the_client_as_the_backend_gave_them(site:
         assert found.to_dict() == logprobs
 
 
+@pytest.mark.compliance("O16")
+@pytest.mark.parametrize("asked", [{"logprobs": True}, {"logprobs": True, "top_logprobs": 0}])
+async def test_alternatives_that_nobody_asked_for_are_left_out(site: Site, asked: dict[str, Any]) -> None:
+    backend, _, client = site
+    token: Json = {"token": "a", "logprob": -0.5, "bytes": [97]}
+    backend.reply = stream(
+        ROLE, chunk({"content": "a"}, logprobs={"content": [{**token, "top_logprobs": [token]}]}), STOP
+    )
+    ask: Any = {"model": "canned", "messages": ASK, **asked}
+    for answer in (await put_together(client, **ask), await client.chat.completions.create(**ask)):
+        assert [one.to_dict() for one in answer.choices[0].logprobs.content] == [
+            {**token, "top_logprobs": []}
+        ]
+        assert "top_logprobs" not in backend.bodies[-1]
+
+
 @pytest.mark.compliance("O17")
 async def test_stop_strings_reach_the_backend_one_or_up_to_four_and_no_more(site: Site) -> None:
     backend, _, client = site

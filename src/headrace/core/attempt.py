@@ -119,6 +119,8 @@ class Attempt(Sink):
     def _judge(self) -> None:
         """What a status other than 200 means."""
         message, code, param = read_error(bytes(self._collected))
+        if code == "context_length_exceeded":
+            param = self._body.prompt_member
         if self._status == 500 and (mistake := llama_refusal(message)) is not None:
             self._told.rejected(mistake, self.usage)
             return
@@ -158,6 +160,7 @@ class StreamAttempt(Attempt):
             prompt_tokens=body.prompt_tokens,
             choices=body.choices,
         )
+        self._chunks.bare_logprobs = body.bare_logprobs
         self._answering = False
 
     @property

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from headrace.core.mending import Mender
+from headrace.core.mending import Mender, drop_alternatives
 from headrace.core.metering import usage_member, usage_of
 from headrace.domain.inference import Operation, Usage
 from headrace.kernel.errors import UpstreamFailed
@@ -44,7 +44,7 @@ class ChunkStream:
     """Follows one streamed answer: passes on strict chunks, sees its usage, adds what the backend forgot.
 
     ask_usage: the client wants the usage chunk; to others it isn't shown. prompt_tokens: estimated, for a backend that
-    doesn't report usage. choices: how many were asked for.
+    doesn't report usage. choices: how many were asked for. bare_logprobs: set it where alternatives weren't.
     """
 
     __slots__ = (
@@ -56,6 +56,7 @@ class ChunkStream:
         "_reported",
         "_templates",
         "_usage_event",
+        "bare_logprobs",
         "done",
     )
 
@@ -77,6 +78,7 @@ class ChunkStream:
         self._reported: Usage | None = None
         self._usage_event = b""
         self._templates: list[_Template] = []
+        self.bare_logprobs = False
         self.done = False
 
     @property
@@ -137,6 +139,8 @@ class ChunkStream:
     def _chunk(self, event: bytes, chunk: dict[str, Any]) -> bytes:
         changed = self._take_usage(event, chunk)
         changed |= self._mender.mend(chunk)
+        if self.bare_logprobs:
+            changed |= drop_alternatives(chunk)
         if not chunk["choices"]:
             return b""
         if any(choice["finish_reason"] for choice in chunk["choices"]):

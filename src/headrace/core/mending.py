@@ -175,6 +175,18 @@ class Mender:
         return True
 
 
+def drop_alternatives(chunk: Chunk) -> bool:
+    """Take the alternatives out of the log probabilities, which nobody asked for; whether there were any."""
+    changed = False
+    for choice in chunk["choices"]:
+        logprobs = choice.get("logprobs")
+        for token in (logprobs.get("content") or ()) if isinstance(logprobs, dict) else ():
+            if isinstance(token, dict) and token.get("top_logprobs") != []:
+                token["top_logprobs"] = []
+                changed = True
+    return changed
+
+
 def mend_whole(answer: Chunk, mender: Mender) -> bool:
     """Bring a whole answer to the letter as if it had come as one chunk, in place. Always changed.
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from headrace.core.embedding import mend_embeddings
-from headrace.core.mending import Mender, mend_whole
+from headrace.core.mending import Mender, drop_alternatives, mend_whole
 from headrace.core.metering import usage_member, usage_of
 from headrace.domain.inference import Operation, Usage, estimate_tokens
 from headrace.kernel.errors import UpstreamFailed
@@ -97,7 +97,7 @@ def meter_whole(raw: bytes, body: InferenceBody) -> tuple[bytes, Usage]:
         InvalidRequest: an embedding hasn't the dimensions that were asked for: the model has no choice of them.
     """
     usage = _strict_usage(raw, body.operation)
-    if usage is not None:
+    if usage is not None and not body.bare_logprobs:
         return raw, usage
     try:
         answer = _decode(raw)
@@ -110,6 +110,8 @@ def meter_whole(raw: bytes, body: InferenceBody) -> tuple[bytes, Usage]:
         changed = mend_embeddings(answer, body)
     else:
         changed = mend_whole(answer, Mender(body.operation, body.model, int(time.time())))
+        if body.bare_logprobs:
+            drop_alternatives(answer)
     usage = usage_of(answer, _UNKNOWN)
     if usage is _UNKNOWN:
         usage = Usage(body.prompt_tokens, estimate_tokens(_text_chars(answer)), estimated=True)

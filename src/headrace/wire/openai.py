@@ -145,7 +145,8 @@ class InferenceBody(msgspec.Struct):
 
     include_usage: the client asked for the usage chunk. prompt_tokens: estimated. max_tokens: None where the client
     set no limit. inputs: how many embeddings are asked for. dimensions: the size of each, where the client wants a certain
-    one. packed: as base64.
+    one. packed: as base64. bare_logprobs: log probabilities without alternatives: for `top_logprobs` 0, llama.cpp's server
+    gives none at all, and many where it isn't said, so it isn't, and what comes is taken out.
     """
 
     operation: Operation
@@ -159,12 +160,20 @@ class InferenceBody(msgspec.Struct):
     inputs: int = 1
     dimensions: int | None = None
     packed: bool = False
+    bare_logprobs: bool = False
+
+    @property
+    def prompt_member(self) -> str:
+        """The member that has the text."""
+        return _PROMPT[self.operation]
 
     def render(self, *, model: str, stream: bool, ask_usage: bool) -> bytes:
         """The body for a backend: under its name for the model, streamed or whole, asking for the usage chunk or not."""
         members = self.members.copy()
         if model != self.model:
             members["model"] = raw(model)
+        if self.bare_logprobs:
+            members.pop("top_logprobs", None)
         if self.operation.streams:
             members["stream"] = _TRUE if stream else _FALSE
             members.pop("stream_options", None)
@@ -240,6 +249,7 @@ def _read_generation(read: InferenceBody, control: Any) -> None:
         if control.max_completion_tokens is not UNSET:
             read.max_tokens = control.max_completion_tokens
         _check_chat(control)
+        read.bare_logprobs = control.logprobs is True and control.top_logprobs in (UNSET, 0)
 
 
 def _check_chat(control: Any) -> None:
