@@ -142,6 +142,7 @@ def comparable(answer: Any) -> Any:
 
 
 @pytest.mark.req("D20")
+@pytest.mark.compliance("O12", "O16", "O22", "O30")
 async def test_an_assembled_answer_equals_the_engines_own(stage: Stage) -> None:
     differences = {}
     for name, (path, members) in CASES.items():
@@ -156,6 +157,7 @@ async def test_an_assembled_answer_equals_the_engines_own(stage: Stage) -> None:
 
 
 @pytest.mark.req("D18", "D19", "D20")
+@pytest.mark.compliance("O02", "O10", "O11", "O12", "O13", "O15", "O17", "O18", "O23")
 async def test_every_stream_is_strict_and_says_what_the_whole_answer_says(stage: Stage) -> None:
     for name, (path, members) in CASES.items():
         if path != CHAT:
@@ -172,17 +174,20 @@ async def test_every_stream_is_strict_and_says_what_the_whole_answer_says(stage:
                 assert said[choice["index"]]["finish_reason"] == choice["finish_reason"], name
 
 
+@pytest.mark.compliance("O14", "O15")
 async def test_the_tokens_of_every_choice_are_counted(stage: Stage) -> None:
     answer = await stage.through(CHAT, {"model": MODEL, "temperature": 0, **CASES["two choices"][1]})
     assert answer["usage"]["completion_tokens"] == 2 * 12
     assert stage.house.control.totals.completion_tokens == 2 * 12
 
 
+@pytest.mark.compliance("O30")
 async def test_strict_output_validates(stage: Stage) -> None:
     shaped = await stage.through(CHAT, {"model": MODEL, "temperature": 0, **CASES["json schema"][1]})
     assert set(json.loads(shaped["choices"][0]["message"]["content"])) == {"name", "warm"}
 
 
+@pytest.mark.compliance("O40", "O41")
 async def test_errors_of_the_engine_have_openais_shape(stage: Stage) -> None:
     async with openai.AsyncOpenAI(base_url=f"{stage.house.url}/v1", api_key=KEY, max_retries=0) as client:
         anything: Any = client.chat.completions
@@ -198,19 +203,37 @@ async def test_errors_of_the_engine_have_openais_shape(stage: Stage) -> None:
 
 
 @pytest.mark.req("D25")
-@pytest.mark.parametrize("stream", [True, False])
-async def test_a_client_that_leaves_frees_the_engines_slots(stage: Stage, stream: bool) -> None:
-    body = {"model": MODEL, "messages": ASK, "max_tokens": 900, "ignore_eos": True, "stream": stream}
+@pytest.mark.parametrize(
+    "half_closes",
+    [
+        pytest.param(False, marks=pytest.mark.compliance("O95")),
+        pytest.param(True, marks=pytest.mark.compliance("O96")),
+    ],
+)
+async def test_a_client_that_leaves_frees_the_engines_slots(stage: Stage, half_closes: bool) -> None:
+    for path, prompt in ((CHAT, {"messages": ASK}), ("/v1/completions", {"prompt": "Once upon a time"})):
+        for stream in (True, False):
+            await leave(stage, path, {**prompt, "stream": stream}, half_closes=half_closes)
+
+
+async def leave(stage: Stage, path: str, members: dict[str, Any], *, half_closes: bool) -> None:
+    """Leave as soon as the engine works, and see it stop."""
+    body = {"model": MODEL, "max_tokens": 900, "ignore_eos": True, **members}
+    before = stage.house.control.totals.completion_tokens
 
     async def busy_slots() -> int:
         response = await fetch(stage._around, UpstreamRequest("GET", "/slots"))
         return sum(slot["is_processing"] for slot in json.loads(response.body))
 
     async with asyncio.timeout(60), RawClient(stage.house.port) as client:
-        client.request("POST", CHAT, stage.house.auth, json.dumps(body).encode())
+        client.request("POST", path, stage.house.auth, json.dumps(body).encode())
         while await busy_slots() == 0:  # noqa: ASYNC110 - the engine tells no events
             await asyncio.sleep(0.01)
+        if half_closes:
+            client.writer.write_eof()
+            await until(lambda: stage.house.control.running == 0)
     async with asyncio.timeout(20):
         while await busy_slots():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await until(lambda: stage.house.control.running == 0)
+    assert stage.house.control.totals.completion_tokens - before < 900, "it was stopped"
