@@ -36,6 +36,7 @@ class House:
     inference: Inference
     listener: Listener
     connectors: dict[str, Connector]
+    keys: KeyRing
 
     @property
     def url(self) -> str:
@@ -91,7 +92,7 @@ async def gateway(
     listener = Listener(app, listening, connection or ConnectionLimits(), None if asgi else lane)
     await listener.start()
     try:
-        yield House(port, registry, control, inference, listener, connectors)
+        yield House(port, registry, control, inference, listener, connectors, keys)
     finally:
         await listener.close()
         await discovery.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import Enum, IntEnum
 
 import msgspec
 
@@ -26,6 +26,14 @@ class Operation(Enum):
     def streams(self) -> bool:
         """Whether the API knows a streamed form of it."""
         return self is not Operation.EMBEDDING
+
+
+class Priority(IntEnum):
+    """The class in which a request waits for its place: higher ones get more of what there is, none gets nothing."""
+
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -12,19 +12,24 @@ from typing import Protocol
 import msgspec
 
 from headrace.domain.access import Principal
-from headrace.domain.inference import Operation, Usage
+from headrace.domain.inference import Operation, Priority, Usage
 from headrace.kernel.errors import RequestError
 from headrace.ports.connector import Failure
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """A request for a place. `estimated_tokens`: prompt, and the most that may be produced."""
+    """A request for a place. `estimated_tokens`: prompt, and the most that may be produced.
+
+    deadline_s: how long after it was asked its last execution may begin; None: no time of its own.
+    """
 
     request_id: str
     principal: Principal
     operation: Operation
     model: str
     estimated_tokens: int = 0
+    priority: Priority = Priority.NORMAL
+    deadline_s: float | None = None
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -34,6 +39,8 @@ class Grant(msgspec.Struct, frozen=True):
     model: the name under which that node knows the model.
     executions: how many times the request was granted so far, this time included.
     granted_at: when, on the granting process's monotonic clock.
+    position: about how many grants it was away from this one when it began to wait; 0: it didn't wait.
+    waited_s: how long it has waited for a place, all in all.
     """
 
     ask: Ask
@@ -41,6 +48,8 @@ class Grant(msgspec.Struct, frozen=True):
     model: str
     executions: int = 1
     granted_at: float = 0.0
+    position: int = 0
+    waited_s: float = 0.0
 
 
 class Ending(StrEnum):
