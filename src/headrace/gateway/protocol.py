@@ -28,6 +28,7 @@ from headrace.kernel.units import format_bytes
 from headrace.wire.http1_template import HeadTemplate
 
 MAX_HEADERS = 128
+_ONE_READ_BYTES = 256 * 1024
 LINGER_S = 2.0
 """How long a client that is still sending may go on after we hung up, so that it reads our answer."""
 
@@ -56,6 +57,7 @@ class GatewayProtocol(HttpToolsProtocol, Client):
         self._repeatable: tuple[HeadTemplate, RequestHead] | None = None  # the same, while it may come again
         self._block = b""  # what the head under way began with
         self._head_bytes = 0
+        self._overhead = 0  # bytes since the body's last ones: chunk extensions and trailers, which nobody wants
         self._in_head = False
         self._in_body = False
         self._deaf = False  # what still comes on this connection is dropped
@@ -100,6 +102,7 @@ class GatewayProtocol(HttpToolsProtocol, Client):
                 self._block = data
                 self.deadline = self.gate.now() + self.gate.limits.head_time_s
             self._head_bytes += len(data)
+        self._overhead += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -114,6 +117,8 @@ class GatewayProtocol(HttpToolsProtocol, Client):
         else:
             if self._in_head and self._head_bytes > self.gate.limits.head_bytes:
                 self._refuse(self._head_too_large())
+            elif self._in_body and self._overhead > self.gate.limits.head_bytes + _ONE_READ_BYTES:
+                self._refuse(HeadersTooLarge("The body's chunk extensions or trailers are too long."))
 
     def pause_writing(self) -> None:
         """The client doesn't keep up: its backend waits."""
@@ -177,8 +182,8 @@ class GatewayProtocol(HttpToolsProtocol, Client):
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
-        if not self._deaf:
+        """One header. Trailers aren't kept: nothing bounds their number."""
+        if not self._deaf and not self._in_body:
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -194,6 +199,7 @@ class GatewayProtocol(HttpToolsProtocol, Client):
         if self.parser.should_upgrade():
             raise InvalidRequest("This server doesn't switch protocols.", code="upgrade_refused")
         self._in_head, self._in_body, self.deadline = False, True, NEVER
+        self._overhead = 0
         operation = self._lane and self._lane.operation(self.parser.get_method(), self.url)
         if self._lane is not None and operation:
             self._begin(self._lane, RequestHead(operation, modern=self.parser.get_http_version() != "1.0"))
@@ -232,6 +238,7 @@ class GatewayProtocol(HttpToolsProtocol, Client):
 
     def on_body(self, body: bytes) -> None:
         """Some of the request's body."""
+        self._overhead = 0
         if self._deaf:
             return  # the body of a request behind the running one, which must not get into that one's answer
         if self._request is not None:
@@ -328,6 +335,9 @@ class GatewayProtocol(HttpToolsProtocol, Client):
     def _refuse(self, error: RequestError) -> None:
         """Answer what can't be read any further, and hang up."""
         self._deaf = True
+        if self._in_body and not self._answering():
+            self._hang_up()  # it has its answer already, and must not get two
+            return
         if self._request is not None:
             self.keep_alive = False
             if self._in_body:
