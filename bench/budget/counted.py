@@ -6,7 +6,6 @@ divided. The counts themselves are callgrind's to write, one file each.
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import gc
 import json
@@ -16,13 +15,19 @@ from pathlib import Path
 
 from bench.budget import unit
 from bench.budget.marks import Flips
-from bench.budget.rig import USUAL, Rig, Size, run_empty, run_nothing
-from bench.budget.seams import PARTS
+from bench.budget.rig import USUAL, Rig, Size, Surroundings, run_empty, run_nothing
+from bench.budget.seams import ADMIT, ANSWER, FINISH, KEY, LATER, PARTS, READ, RECEIVE
 from bench.budget.timing import count_intervals
 from bench.budget.traffic import TALKS, Talk
 
-ROUNDS = {"plain": 256, "stream": 64, "long": 16}
-"""How often each talk is had for one count: whole batches of request ids, where a request is what is counted."""
+BATCH = 256
+"""How often a talk is had for a count with request ids in it, which are made so many at once."""
+ROUNDS = {"plain": 64, "stream": 32, "long": 16}
+"""How often for one without."""
+PARTS_OF = {"plain": tuple(PARTS), "stream": tuple(PARTS), "long": (RECEIVE, ANSWER, LATER)}
+"""The parts that are counted, besides the whole. Of a long stream, those that a further token passes."""
+DECIDING = (KEY, ADMIT, FINISH)
+"""At sizes other than the usual one: those that look something up."""
 UNITS = 2000
 EMPTY = 256
 
@@ -57,40 +62,47 @@ class Scene:
         self._name = name
         self._callgrind = callgrind
         self._marks = Flips(callgrind.flip)
-        self._bare = Rig(size)
-        self._marked = Rig(size, self._marks)
-        self._talks = TALKS if size == USUAL else {"plain": TALKS["plain"]}
+        around = Surroundings(size)
+        self._bare = Rig(around)
+        self._marked = Rig(around, self._marks)
+        self._served = size.served
+        self._usual = size == USUAL
+        self._talks = TALKS if self._usual else {"plain": TALKS["plain"]}
 
-    async def open(self) -> None:
-        """Connect, and run everything often enough for the interpreter to have adapted to it."""
+    def warm_up(self) -> None:
+        """Run everything often enough for the interpreter to have adapted to it."""
         for rig in (self._bare, self._marked):
-            await rig.open(TALKS["plain"])
             for talk in (*self._talks.values(), TALKS["plain"]):
                 rig.check(talk)
                 rig.run(talk, 40)
                 rig.check(talk)
+            rig.run(TALKS["plain"], self._served)
 
     def count(self) -> None:
         """Count the talks as wholes, then each part of them."""
         for kind, talk in self._talks.items():
-            self._count(kind, talk, ROUNDS[kind])
+            self._count_whole(kind, talk)
+            for part in PARTS_OF[kind] if self._usual else DECIDING:
+                self._count_part(kind, talk, part)
 
-    def _count(self, kind: str, talk: Talk, rounds: int) -> None:
+    def _count_whole(self, kind: str, talk: Talk) -> None:
         count = self._callgrind.count
-        count(f"{self._name}/{kind}/whole", rounds, lambda: self._bare.run(talk, rounds))
-        count(f"{self._name}/{kind}/driver", rounds, lambda: run_nothing(talk, rounds))
-        for part in PARTS:
-            self._marks.wanted = part
-            self._marked.run(talk, rounds)
-            self._callgrind.write(f"{self._name}/{kind}/{part}", rounds)
+        count(f"{self._name}/{kind}/whole", BATCH, lambda: self._bare.run(talk, BATCH))
+        count(f"{self._name}/{kind}/driver", BATCH, lambda: run_nothing(talk, BATCH))
+
+    def _count_part(self, kind: str, talk: Talk, part: str) -> None:
+        rounds = BATCH if part == READ else ROUNDS[kind]
+        self._marks.wanted = part
+        self._marked.run(talk, rounds)
+        self._callgrind.write(f"{self._name}/{kind}/{part}", rounds)
 
 
-async def main(library: Path, sizes: dict[str, Size]) -> str:
+def main(library: Path, sizes: dict[str, Size]) -> str:
     """Count at each of *sizes*; what the counts are of, as JSON."""
     callgrind = Callgrind(library)
     scenes = [Scene(name, size, callgrind) for name, size in sizes.items()]
     for scene in scenes:
-        await scene.open()
+        scene.warm_up()
     empty = Flips(callgrind.flip)
     empty.wanted = "empty"
     for warm_up in (lambda: run_empty("other", empty, EMPTY), lambda: unit.work(EMPTY)):
@@ -104,7 +116,7 @@ async def main(library: Path, sizes: dict[str, Size]) -> str:
     callgrind.write("empty", EMPTY)
     for scene in scenes:
         scene.count()
-    return json.dumps({"divisors": callgrind.divisors, "intervals": await count_intervals()})
+    return json.dumps({"divisors": callgrind.divisors, "intervals": count_intervals()})
 
 
 def _bound(function: ctypes._NamedFuncPointer, *arguments: type[ctypes.c_char_p]) -> Callable[..., None]:
@@ -116,4 +128,4 @@ def _bound(function: ctypes._NamedFuncPointer, *arguments: type[ctypes.c_char_p]
 
 if __name__ == "__main__":
     plan = {name: Size(**size) for name, size in json.loads(sys.argv[2]).items()}
-    Path(sys.argv[3]).write_text(asyncio.run(main(Path(sys.argv[1]), plan)))
+    Path(sys.argv[3]).write_text(main(Path(sys.argv[1]), plan))

@@ -21,7 +21,7 @@ KINDS = {
     "stream": "a stream of one token, start and end",
     "event": "each further token of a stream",
 }
-_SEEN_FROM = 0.01
+_SEEN_FROM = 0.003
 """A part below this share of the whole is left out: of an event, what it doesn't pass is a rounding error."""
 
 
@@ -63,7 +63,7 @@ def python_version() -> str:
 
 
 def _further(long: Count, short: Count) -> Count:
-    parts = {part: (long.parts[part] - short.parts[part]) / FURTHER_TOKENS for part in PARTS}
+    parts = {part: (cost - short.parts[part]) / FURTHER_TOKENS for part, cost in long.parts.items()}
     return Count((long.whole - short.whole) / FURTHER_TOKENS, parts)
 
 

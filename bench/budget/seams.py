@@ -12,7 +12,7 @@ from headrace.ports.connector import Connector, Exchange, Failure, Headers, Sink
 from headrace.ports.control import Admission, Ask, ControlPlane, Grant, Outcome, Waiting
 
 READ, KEY, ADMIT, RENDER, SEND = "read", "key", "admit", "render", "send"
-RECEIVE, ANSWER, FINISH = "receive", "answer", "finish"
+RECEIVE, ANSWER, FINISH, LATER = "receive", "answer", "finish", "later"
 PARTS = {
     READ: "the client's head and body read and checked",
     KEY: "whose key it is",
@@ -22,8 +22,11 @@ PARTS = {
     RECEIVE: "the backend's bytes read as HTTP",
     ANSWER: "made strict, metered, written to the client",
     FINISH: "usage settled, slot freed",
+    LATER: "what was put off to the end of a turn of the event loop",
 }
 """Part → what it does, in the order in which a request meets them."""
+EXPECTED = frozenset(PARTS) - {LATER}
+"""The parts that are on the way of every request."""
 
 
 def marked(part: str, call: Callable[[bytes], object], marks: Marks | None) -> Callable[[bytes], object]:
@@ -41,12 +44,12 @@ def marked(part: str, call: Callable[[bytes], object], marks: Marks | None) -> C
 
 
 class MarkedKeys(KeyRing):
-    """A key ring whose look-ups are marked."""
+    """The keys of *inner*, their look-ups marked."""
 
-    def __init__(self, marks: Marks) -> None:
+    def __init__(self, inner: KeyRing, marks: Marks) -> None:
         super().__init__()
         self._switch = marks.switch
-        self._look_up = super().authenticate
+        self._look_up = inner.authenticate
 
     def authenticate(self, key: bytes) -> Principal:
         """See `KeyRing`."""

@@ -1,4 +1,4 @@
-"""The budget as a table for people, between two markers of the page about performance."""
+"""The budget as a table for people, and the page about performance, where tables stand between two markers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bench.budget.figures import KINDS, WHOLE, Budget
 from bench.budget.seams import PARTS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
-BEGIN, END = "<!-- budget: begin -->", "<!-- budget: end -->"
+_BEGIN, _END = "<!-- {}: begin -->", "<!-- {}: end -->"
 
 
 def table(budget: Budget) -> str:
@@ -25,19 +25,21 @@ def table(budget: Budget) -> str:
     return "\n".join(rows)
 
 
-def put_in(page: str, text: str) -> str:
-    """*page* with *text* between the markers.
+def put_in(page: str, name: str, text: str) -> str:
+    """*page* with *text* between the markers of that name.
 
     Raises:
         ValueError: the page hasn't both markers, once each, in order.
     """
-    before, begun, rest = page.partition(BEGIN)
-    _, ended, after = rest.partition(END)
-    if not begun or not ended or BEGIN in rest or END in after:
-        raise ValueError(f"the page needs the markers {BEGIN} and {END}, once each")
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+    before, begun, rest = page.partition(_BEGIN.format(name))
+    _, ended, after = rest.partition(_END.format(name))
+    if not begun or not ended or begun in rest or ended in after:
+        raise ValueError(
+            f"the page needs the markers {_BEGIN.format(name)} and {_END.format(name)}, once each"
+        )
+    return f"{before}{begun}\n{text}\n{ended}{after}"
 
 
-def shown_in(page: str) -> str:
-    """What stands between the markers."""
-    return page.partition(BEGIN)[2].partition(END)[0].strip()
+def shown_in(page: str, name: str) -> str:
+    """What stands between the markers of that name."""
+    return page.partition(_BEGIN.format(name))[2].partition(_END.format(name))[0].strip()

@@ -1,13 +1,17 @@
-"""What stands at both ends of the rig: transports that take bytes, an endpoint that leads nowhere, a clock that steps."""
+"""What stands at both ends of the rig: transports that take bytes, an endpoint that leads nowhere, and the
+turns and the clock between."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, cast
 
+from bench.budget.marks import Marks
 from headrace.connectors.endpoint import Endpoint
 from headrace.kernel.clock import Clock, Timer
 
@@ -41,21 +45,66 @@ class Line(asyncio.Transport):
 
 @dataclass(frozen=True)
 class Wire(Endpoint):
-    """An endpoint whose connections lead nowhere. `first`: the protocol of the first one, once it's there."""
+    """An endpoint whose connections lead nowhere; `opened`: their protocols."""
 
-    first: asyncio.Future[asyncio.Protocol] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
+    opened: list[asyncio.Protocol] = field(default_factory=list)
 
     async def connect(self, protocol: Callable[[], asyncio.Protocol]) -> None:
-        """Connected at once.
-
-        Raises:
-            asyncio.InvalidStateError: a second time; the kept connection wasn't used again.
-        """
+        """Connected at once."""
         made = protocol()
         made.connection_made(Line())
-        self.first.set_result(made)
+        self.opened.append(made)
+
+
+class Turns:
+    """An event loop without a selector: what was put off runs when the turn ends. Only that much costs something, about as
+    little as in a loop that is written in C. Timers never ring."""
+
+    def __init__(self) -> None:
+        self._ready: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
+        self._as_loop = cast("asyncio.AbstractEventLoop", self)  # as much of one as is asked for here
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Be the running loop of this thread, for a block."""
+        become = asyncio._set_running_loop  # noqa: SLF001 - meant for those who make loops
+        become(self._as_loop)
+        try:
+            yield
+        finally:
+            become(None)
+
+    def end_turn(self) -> None:
+        """Run what was put off, and what it puts off."""
+        ready = self._ready
+        while ready:
+            callback, arguments = ready.popleft()
+            callback(*arguments)
+
+    def end_marked_turn(self, part: str, marks: Marks) -> None:
+        """The same as *part*."""
+        ready = self._ready
+        while ready:
+            callback, arguments = ready.popleft()
+            before = marks.switch(part)
+            callback(*arguments)
+            marks.switch(before)
+
+    def call_soon(self, callback: Callable[..., object], *arguments: object, context: object = None) -> None:
+        """When the turn ends."""
+        self._ready.append((callback, arguments))
+
+    def call_later(self, delay_s: float, callback: Callable[..., object], *arguments: object) -> Timer:
+        """Never."""
+        return _Never()
+
+    def create_task(self, work: Coroutine[Any, Any, object], *, name: str) -> asyncio.Task[object]:
+        """As every loop."""
+        return asyncio.Task(work, loop=self._as_loop, name=name)
+
+    def get_debug(self) -> bool:
+        """Never."""
+        return False
 
 
 class SteppedClock(Clock):
