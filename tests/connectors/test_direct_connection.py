@@ -9,6 +9,7 @@ import pytest
 
 from headrace.connectors.connection import Connection, Owner
 from headrace.connectors.exchange import DirectExchange
+from headrace.kernel.outbox import Outbox
 from headrace.ports.connector import MAX_AFTER_PAUSE, Lost, Timeouts, UpstreamRequest
 from support.recorder import Recorder
 
@@ -56,6 +57,7 @@ class Told(Owner):
         self.now = 100.0
         self.monotonic: Callable[[], float] = lambda: self.now
         self.heard: list[str] = []
+        self.outbox = Outbox()
 
     def watch(self, at: float) -> None:
         assert at > self.now

@@ -15,6 +15,7 @@ from typing import Protocol, cast
 import structlog
 
 from headrace.connectors.exchange import DirectExchange
+from headrace.kernel.outbox import Outbox
 from headrace.ports.connector import MAX_AFTER_PAUSE, Failure, Headers, Lost
 from headrace.wire.http1_response import KnownHead, ResponseError, ResponseReader
 
@@ -41,6 +42,8 @@ class Owner(Protocol):
 
     monotonic: Callable[[], float]
     """Now, in seconds."""
+
+    outbox: Outbox
 
     def watch(self, at: float) -> None:
         """Have `Connection.check` called at that time, or soon after."""
@@ -101,7 +104,7 @@ class Connection(asyncio.Protocol):
         body = request.body
         now = self._heard_at = self._sent_at = self._now()
         if len(body) <= _ONE_WRITE_BYTES:
-            transport.write(head + body)
+            self._owner.outbox.send(transport, head + body)
         else:
             transport.write(head)
             transport.write(body)

@@ -22,6 +22,7 @@ from headrace.connectors.exchange import DirectExchange
 from headrace.kernel.aio import Tasks
 from headrace.kernel.clock import Clock, Timer
 from headrace.kernel.errors import ConfigError
+from headrace.kernel.outbox import Outbox
 from headrace.ports.connector import (
     Busy,
     Connector,
@@ -79,6 +80,7 @@ class DirectConnector(Connector, Owner):
         self.traits = traits
         self.requests_started = 0
         self.monotonic = clock.monotonic
+        self.outbox = Outbox()
         self._endpoint = endpoint
         self._clock = clock
         self._limits = limits

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Protocol
 
+from headrace.kernel.outbox import Outbox
+
 SWEEP_S = 0.25
 """How often deadlines are looked at. One sweep over all connections is cheaper than a timer for each request."""
 
@@ -44,6 +46,7 @@ class Gate:
         self.limits = limits
         self.now = monotonic
         self.date = b""
+        self.outbox = Outbox()
         self.answering: set[object] = set()
         self._quiet = asyncio.Event()
 

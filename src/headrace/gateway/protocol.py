@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httptools
@@ -71,7 +72,7 @@ class GatewayProtocol(HttpToolsProtocol, Client):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or say that there are too many."""
         super().connection_made(transport)  # type: ignore[arg-type]  # uvicorn's is narrower than asyncio's
-        self.write = self.transport.write
+        self.write = partial(self.gate.outbox.send, self.transport)
         if len(self.connections) > self.gate.limits.connections:
             self._refuse(Unavailable("Too many connections.", retry_after_s=1.0, code="too_many_connections"))
         else:
@@ -153,7 +154,7 @@ class GatewayProtocol(HttpToolsProtocol, Client):
             limit_s = self.gate.limits.head_time_s
             self._refuse(RequestTimeout(f"The request's head didn't arrive within {limit_s:g} s."))
         elif not self._answering():
-            self.transport.close()
+            self._close()
 
     def _check_progress(self, now: float) -> None:
         """A slow reader may go on; one that read nothing since we looked is cut off."""
@@ -213,7 +214,7 @@ class GatewayProtocol(HttpToolsProtocol, Client):
         self._request = request = TokenRequest(lane, self, head)
         self.gate.begin(self)
         if head.expects:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.begin()
         in_one_piece = self._head_bytes == len(self._block)
         right = self.keep_alive and not request.over and not head.expects
@@ -281,7 +282,7 @@ class GatewayProtocol(HttpToolsProtocol, Client):
     def shutdown(self) -> None:
         """No further request on this connection; a running one goes on."""
         if not self._answering():
-            self.transport.close()
+            self._close()
         elif self._request is not None:
             self.keep_alive = False
         else:
@@ -321,12 +322,17 @@ class GatewayProtocol(HttpToolsProtocol, Client):
         """Close, but not under the feet of a client that is still sending: a reset would take our answer from it."""
         self._deaf = True
         if not self._in_body and not self._in_head:
-            self.transport.close()
+            self._close()
             return
+        self.gate.outbox.flush(self.transport)
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.transport.close)
+
+    def _close(self) -> None:
+        self.gate.outbox.flush(self.transport)
+        self.transport.close()
 
     def _head_too_large(self) -> HeadersTooLarge:
         limit = format_bytes(self.gate.limits.head_bytes)
@@ -354,7 +360,7 @@ class GatewayProtocol(HttpToolsProtocol, Client):
                 return
         refusal = problem(error)
         lines = b"".join([name + b": " + value + b"\r\n" for name, value in refusal.headers.items()])
-        self.transport.write(
+        self.write(
             b"HTTP/1.1 %b\r\n%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n"
             b"x-request-id: %b\r\n%b\r\n%b"
             % (
