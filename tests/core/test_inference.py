@@ -77,6 +77,7 @@ def test_a_stream_passes_as_it_came() -> None:
     assert bench.settled() == {Ending.COMPLETED: 1}
 
 
+@pytest.mark.compliance("O13")
 def test_the_backend_is_asked_for_usage_and_the_client_gets_it_only_when_it_asked() -> None:
     for wanted in (True, False):
         bench = Bench("a")
@@ -91,6 +92,7 @@ def test_the_backend_is_asked_for_usage_and_the_client_gets_it_only_when_it_aske
         assert (totals.prompt_tokens, totals.completion_tokens) == (7, 2)
 
 
+@pytest.mark.compliance("O13", "O14")
 def test_usage_that_a_backend_leaves_out_is_counted_and_marked() -> None:
     bench = Bench("a")
     _, answer = bench.ask(usage=True)
@@ -106,6 +108,7 @@ def test_usage_that_a_backend_leaves_out_is_counted_and_marked() -> None:
     assert last["usage"]["total_tokens"] == last["usage"]["prompt_tokens"] + 2
 
 
+@pytest.mark.compliance("O01")
 @pytest.mark.parametrize("size", [1, 2, 7, 50])
 def test_a_stream_cut_anywhere_gives_the_same_answer(size: int) -> None:
     deltas = [
@@ -156,6 +159,7 @@ def test_a_whole_answer_is_streamed_and_assembled_where_the_backend_only_stops_s
     assert bench.control.totals.completion_tokens == 6
 
 
+@pytest.mark.compliance("O15", "O16")
 def test_choices_and_log_probabilities_are_assembled_each_in_its_place() -> None:
     bench = Bench("a")
     _, answer = bench.ask(stream=False)
@@ -187,6 +191,7 @@ def test_a_backend_that_stops_unstreamed_requests_is_asked_for_the_whole() -> No
     assert answer.json["usage"]["estimated"] is True
 
 
+@pytest.mark.compliance("O95")
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("moment", ["before the head", "after the head", "under way"])
 def test_a_client_that_leaves_stops_the_backend_and_frees_the_slot_when_it_has_stopped(
@@ -273,6 +278,7 @@ def test_every_backend_is_tried_once_and_then_the_client_hears_why() -> None:
     assert bench.settled() == {Ending.FAILED: 1}
 
 
+@pytest.mark.compliance("O40")
 @pytest.mark.parametrize(
     ("status", "body", "error", "said"),
     [
@@ -324,6 +330,7 @@ def test_a_busy_backend_is_asked_again_later_and_not_for_ever() -> None:
     assert bench.settled() == {Ending.FAILED: 1}
 
 
+@pytest.mark.compliance("O41")
 def test_a_context_overflow_has_openais_code() -> None:
     bench = Bench("a")
     _, answer = bench.ask()
@@ -429,6 +436,7 @@ def test_llama_cpps_500_for_a_request_it_cannot_take_is_the_clients_fault(messag
     assert answer.error.code == code
 
 
+@pytest.mark.compliance("O71")
 @pytest.mark.parametrize("vector", [[0.5] * 4, "AAAAAAAAAAAAAAAAAAAAAA=="])
 def test_dimensions_that_a_model_does_not_have_are_refused_not_ignored(vector: object) -> None:
     for wanted, refused in ((4, False), (2, True)):
@@ -446,6 +454,7 @@ def test_dimensions_that_a_model_does_not_have_are_refused_not_ignored(vector: o
         assert answer.ended is not refused
 
 
+@pytest.mark.compliance("O14", "O15")
 def test_usage_told_for_each_choice_adds_up() -> None:
     bench = Bench("a")
     answer = RecordedAnswer()

@@ -124,6 +124,7 @@ BROKEN: dict[str, list[Any]] = {
 }
 
 
+@pytest.mark.compliance("O10", "O11", "O12", "O13")
 @pytest.mark.req("D20")
 @pytest.mark.parametrize("cut", [0, 1, 13])
 @pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n", "\r\r"])
@@ -137,6 +138,7 @@ def test_a_stream_without_done_is_closed() -> None:
     assert text_of(run(ROLE, chunk({"content": "ab"}), STOP, done=False)) == ["ab"]
 
 
+@pytest.mark.compliance("O02", "O04")
 def test_a_last_event_without_a_blank_line_a_bom_and_comments() -> None:
     raw = "\ufeff: hello\n\n" + "".join(
         f"data: {json.dumps(c)}\n\n" for c in (ROLE, chunk({"content": "ab"}))
@@ -150,11 +152,13 @@ def test_a_last_event_without_a_blank_line_a_bom_and_comments() -> None:
     assert text_of(out + stream.feed(splitter.finish()) + stream.finish(), usage=False) == ["ab"]
 
 
+@pytest.mark.compliance("O02")
 def test_an_event_in_several_data_lines_is_joined() -> None:
     text = json.dumps(chunk({"content": "ab"}), indent=1).replace("\n", "\ndata: ")
     assert text_of(run(ROLE, text, STOP, USAGE)) == ["ab"]
 
 
+@pytest.mark.compliance("O03")
 def test_ids_of_events_are_dropped_because_the_sdk_trips_over_comments_after_them() -> None:
     assert b"id: 5" not in run(ROLE, json.dumps(chunk({"content": "ab"})) + "\nid: 5", STOP, USAGE)
 
@@ -220,6 +224,7 @@ CALLS: dict[str, list[list[dict[str, Any]]]] = {
 }
 
 
+@pytest.mark.compliance("O20", "O21", "O22")
 @pytest.mark.parametrize("case", CALLS)
 @pytest.mark.parametrize("finish", ["tool_calls", "stop"])
 def test_tool_calls_are_mended(case: str, finish: str) -> None:
@@ -230,6 +235,7 @@ def test_tool_calls_are_mended(case: str, finish: str) -> None:
     assert said[0]["finish_reason"] == "tool_calls"
 
 
+@pytest.mark.compliance("O06")
 @pytest.mark.parametrize(
     "chunks",
     [
@@ -263,6 +269,7 @@ def test_an_estimate_counts_the_chunks_that_carried_something() -> None:
     assert (stream.usage.completion_tokens, stream.usage.estimated) == (3, True)
 
 
+@pytest.mark.compliance("O10", "O13")
 def test_text_completions_are_mended_too() -> None:
     usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
     base = {"id": "x", "object": "text_completion", "created": 1, "model": "m"}
@@ -280,6 +287,7 @@ def test_text_completions_are_mended_too() -> None:
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
 
+@pytest.mark.compliance("O01")
 @given(st.lists(texts, max_size=12), st.integers(0, 40), st.booleans(), st.booleans(), st.randoms())
 def test_text_is_never_changed(
     pieces: list[str], cut: int, ascii_only: bool, drifting: bool, chance: Any

@@ -47,6 +47,7 @@ def endless(*, stream: bool) -> dict[str, Any]:
     }
 
 
+@pytest.mark.compliance("O95")
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 def test_leaving_stops_the_engine_and_the_next_request_is_served(
     service: Service, client: openai.OpenAI, narrow: psutil.Process, stream: bool

@@ -61,6 +61,7 @@ def test_a_chat_is_the_same_streamed_and_whole(client: openai.OpenAI) -> None:
     assert final.choices[0].finish_reason == "stop"
 
 
+@pytest.mark.compliance("O02", "O10", "O12")
 @pytest.mark.req("D20")
 def test_what_goes_over_the_wire_is_server_sent_events(service: Service) -> None:
     body = json.dumps({**SAME, "stream": True}).encode()
@@ -75,6 +76,7 @@ def test_what_goes_over_the_wire_is_server_sent_events(service: Service) -> None
     assert [choice["finish_reason"] for chunk in chunks for choice in chunk["choices"]][-1] == "stop"
 
 
+@pytest.mark.compliance("O13", "O14")
 @pytest.mark.req("D34")
 def test_usage_adds_up_and_comes_last_in_a_stream(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(**SAME)
@@ -87,6 +89,7 @@ def test_usage_adds_up_and_comes_last_in_a_stream(client: openai.OpenAI) -> None
     assert chunks[-1].usage.completion_tokens == answer.usage.completion_tokens
 
 
+@pytest.mark.compliance("O15")
 def test_several_choices(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(**{**SAME, "n": 2, "temperature": 1, "max_tokens": 12})
     assert [choice.index for choice in answer.choices] == [0, 1]
@@ -94,6 +97,7 @@ def test_several_choices(client: openai.OpenAI) -> None:
     assert sorted(streamed(client, n=2, temperature=1, max_tokens=12)) == [0, 1]
 
 
+@pytest.mark.compliance("O17")
 @pytest.mark.req("D34")
 def test_a_stop_sequence_ends_the_text_before_it(client: openai.OpenAI) -> None:
     text = whole(client)
@@ -105,6 +109,7 @@ def test_a_stop_sequence_ends_the_text_before_it(client: openai.OpenAI) -> None:
     assert streamed(client, stop=stop) == {0: expected}
 
 
+@pytest.mark.compliance("O18")
 @pytest.mark.req("D34")
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
 def test_a_limit_of_tokens_is_kept(client: openai.OpenAI, name: str) -> None:
@@ -123,12 +128,14 @@ def test_completions_whole_and_streamed(client: openai.OpenAI) -> None:
     assert "".join(part.choices[0].text for part in client.completions.create(**ask, stream=True)) == text
 
 
+@pytest.mark.compliance("O30")
 def test_an_answer_in_the_form_of_a_json_schema(client: openai.OpenAI) -> None:
     text = whole(client, response_format=PERSON, max_tokens=80)
     assert set(json.loads(text)) == {"name", "age"}
     assert streamed(client, response_format=PERSON, max_tokens=80) == {0: text}
 
 
+@pytest.mark.compliance("O16")
 def test_log_probabilities(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(**{**SAME, "max_tokens": 3}, logprobs=True, top_logprobs=2)
     assert answer.choices[0].logprobs is not None
@@ -144,6 +151,7 @@ def test_a_request_with_tools_is_answered(client: openai.OpenAI) -> None:
     assert answer.choices[0].finish_reason in ("stop", "length", "tool_calls")
 
 
+@pytest.mark.compliance("O70", "O71")
 @pytest.mark.req("C03")
 def test_embeddings(client: openai.OpenAI) -> None:
     packed = client.embeddings.create(model="embedder", input=["a cat", "a dog"])
@@ -167,6 +175,7 @@ def test_langchain(service: Service) -> None:
     assert len(embeddings.embed_query("a cat")) == len(embeddings.embed_documents(["a dog"])[0]) > 100
 
 
+@pytest.mark.compliance("O41")
 @pytest.mark.req("D26", "D31")
 def test_a_prompt_beyond_the_context_is_the_callers_error(client: openai.OpenAI) -> None:
     messages: Any = [{"role": "user", "content": TOO_LONG}]
@@ -181,6 +190,7 @@ def test_a_prompt_beyond_the_context_is_the_callers_error(client: openai.OpenAI)
         assert refused.value.request_id is not None
 
 
+@pytest.mark.compliance("O40", "O41")
 @pytest.mark.req("D26", "D31")
 def test_errors_are_the_clients_own_classes(service: Service, client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="Did you mean 'smollm2'") as unknown:

@@ -38,6 +38,7 @@ async def client(house: House) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
+@pytest.mark.compliance("O14", "O50")
 @pytest.mark.req("C02", "D01", "D03")
 async def test_a_chat_whole(client: openai.AsyncOpenAI) -> None:
     answer = await client.chat.completions.create(model="fake", messages=ASK)
@@ -50,6 +51,7 @@ async def test_a_chat_whole(client: openai.AsyncOpenAI) -> None:
     assert answer._request_id.startswith("req_")
 
 
+@pytest.mark.compliance("O13")
 @pytest.mark.req("C46", "D18", "D19", "D20")
 async def test_a_chat_streamed(client: openai.AsyncOpenAI) -> None:
     text, usages = "", 0
@@ -61,6 +63,7 @@ async def test_a_chat_streamed(client: openai.AsyncOpenAI) -> None:
     assert usages == 0
 
 
+@pytest.mark.compliance("O13")
 async def test_a_stream_with_usage_has_it_once_and_last(client: openai.AsyncOpenAI) -> None:
     stream = await client.chat.completions.create(
         model="fake",
@@ -84,6 +87,7 @@ async def test_a_completion(client: openai.AsyncOpenAI, stream: bool) -> None:
     assert text == "tok0 tok1 tok2 tok3 tok4"
 
 
+@pytest.mark.compliance("O70", "O71")
 @pytest.mark.req("C03")
 async def test_embeddings_as_floats_and_as_the_sdk_asks_for_them(client: openai.AsyncOpenAI) -> None:
     packed = await client.embeddings.create(model="fake", input=["a", "b"])
@@ -94,6 +98,7 @@ async def test_embeddings_as_floats_and_as_the_sdk_asks_for_them(client: openai.
     assert packed.usage.prompt_tokens == 2
 
 
+@pytest.mark.compliance("O20", "O22")
 async def test_tools_and_their_arguments(engine: FakeEngine, client: openai.AsyncOpenAI) -> None:
     engine.script = Script(tool_calls=(ToolCall("weather", '{"city":"Bern"}'), ToolCall("time", "{}")))
     tools: Any = [
@@ -133,6 +138,7 @@ async def test_what_we_do_not_know_reaches_the_backend_and_our_key_does_not(
     assert KEY not in str(received.headers)
 
 
+@pytest.mark.compliance("O60")
 @pytest.mark.req("C04")
 async def test_models_also_those_with_slashes(client: openai.AsyncOpenAI) -> None:
     assert [model.id async for model in client.models.list()] == ["fake", "org/model:7b"]
@@ -140,6 +146,7 @@ async def test_models_also_those_with_slashes(client: openai.AsyncOpenAI) -> Non
     assert (model.id, model.object) == ("org/model:7b", "model")
 
 
+@pytest.mark.compliance("O40", "O41")
 @pytest.mark.req("D31")
 async def test_errors_become_the_clients_own_exceptions(
     engine: FakeEngine, client: openai.AsyncOpenAI
@@ -164,6 +171,7 @@ async def test_errors_become_the_clients_own_exceptions(
         await client.chat.completions.create(model="fake", messages=ASK)
 
 
+@pytest.mark.compliance("O06")
 async def test_an_error_in_a_stream_is_raised_by_the_client(
     engine: FakeEngine, client: openai.AsyncOpenAI
 ) -> None:
@@ -174,6 +182,7 @@ async def test_an_error_in_a_stream_is_raised_by_the_client(
             pass
 
 
+@pytest.mark.compliance("O14")
 async def test_a_backend_without_usage_gets_it_estimated(engine: FakeEngine, house: House) -> None:
     engine.script = Script(tokens=5, usage=False)
     body = json.dumps({"model": "fake", "messages": ASK}).encode()
@@ -222,6 +231,7 @@ async def call_head(house: House, path: str) -> int:
         return status
 
 
+@pytest.mark.compliance("O50", "O52")
 @pytest.mark.req("C10")
 async def test_browsers_of_allowed_origins_may_call_and_read_errors(house: House) -> None:
     for origin, allowed in (("https://app.example", True), ("https://evil.example", False)):

@@ -32,6 +32,7 @@ async def house(request: pytest.FixtureRequest) -> AsyncIterator[House]:
         assert house.control.running == 0
 
 
+@pytest.mark.compliance("O13", "O16", "O17", "O40", "O50")
 @pytest.mark.req("D26", "D31", "D46")
 @pytest.mark.parametrize(
     ("body", "param"),
@@ -78,6 +79,7 @@ async def test_a_wrong_body_is_a_400_that_names_the_field(
     assert response.error["param"] == param
 
 
+@pytest.mark.compliance("O41")
 @pytest.mark.req("D27")
 async def test_an_unknown_model_is_a_404_with_near_names(house: House) -> None:
     response = await call(house.port, "POST", CHAT, house.auth, GOOD.replace(b"fake", b"fakr"))
@@ -94,6 +96,7 @@ async def test_a_nul_in_a_string_is_carried_or_refused_but_harms_nobody(house: H
     assert response.status == 200
 
 
+@pytest.mark.compliance("O40", "O50")
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_a_body_over_the_limit_is_a_413_that_the_client_can_read(house: House, chunked: bool) -> None:
     async with RawClient(house.port) as client:
@@ -109,6 +112,7 @@ async def test_a_body_over_the_limit_is_a_413_that_the_client_can_read(house: Ho
         assert await client.closed() == b""
 
 
+@pytest.mark.compliance("O40", "O50")
 @pytest.mark.parametrize(
     "headers",
     [
@@ -124,6 +128,7 @@ async def test_another_type_or_a_compressed_body_is_a_415(house: House, headers:
     assert response.error["code"] == "unsupported_media_type"
 
 
+@pytest.mark.compliance("O40", "O50")
 @pytest.mark.req("D27", "D28")
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
@@ -146,6 +151,7 @@ async def test_wrong_paths_and_methods(house: House, method: str, path: str, sta
         assert response.headers["allow"]
 
 
+@pytest.mark.compliance("O41")
 @pytest.mark.req("C29")
 @pytest.mark.parametrize(
     "headers", [{}, {"authorization": "Bearer wrong"}, {"x-api-key": "wrong"}, {"authorization": "Basic x"}]
@@ -161,6 +167,7 @@ async def test_without_a_valid_key_nothing_opens(
     assert "fake" not in response.body.decode()
 
 
+@pytest.mark.compliance("O40", "O50")
 @pytest.mark.parametrize(
     "request_",
     [
@@ -186,6 +193,7 @@ async def test_bytes_that_are_not_http_get_a_400_in_the_envelope(house: House, r
         assert await client.closed() == b""
 
 
+@pytest.mark.compliance("O40", "O50")
 @pytest.mark.parametrize(
     "headers",
     [
@@ -201,6 +209,7 @@ async def test_headers_over_the_limit_are_a_431(house: House, headers: bytes) ->
         assert (response.status, response.error["code"]) == (431, "headers_too_large")
 
 
+@pytest.mark.compliance("O40", "O50")
 @pytest.mark.parametrize(
     ("sent", "code"),
     [
@@ -275,6 +284,7 @@ async def test_bytes_behind_a_request_are_dropped_and_the_connection_closes_afte
         assert await client.closed() == b""
 
 
+@pytest.mark.compliance("O40", "O50")
 async def test_too_many_connections_are_told_so() -> None:
     async with (
         FakeEngine() as engine,

@@ -38,6 +38,7 @@ async def house(request: pytest.FixtureRequest, engine: FakeEngine) -> AsyncIter
         assert not house.inference.active
 
 
+@pytest.mark.compliance("O95")
 @pytest.mark.req("D25")
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("fault", [Hang(-1), Hang(0), Hang(3), None])
@@ -54,6 +55,7 @@ async def test_leaving_before_and_during_the_answer_is_seen_by_the_backend(
     await idle(house)
 
 
+@pytest.mark.compliance("O95")
 async def test_leaving_while_waiting_for_a_slot(engine: FakeEngine) -> None:
     async with gateway(engine.url, capacity=1) as house, RawClient(house.port) as first:
         first.request("POST", CHAT, house.auth, body(stream=True))
@@ -65,6 +67,7 @@ async def test_leaving_while_waiting_for_a_slot(engine: FakeEngine) -> None:
     assert engine.stats.started == 1
 
 
+@pytest.mark.compliance("O95")
 async def test_leaving_in_the_middle_of_the_request(engine: FakeEngine, house: House) -> None:
     async with RawClient(house.port) as client:
         head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n"
@@ -74,6 +77,7 @@ async def test_leaving_in_the_middle_of_the_request(engine: FakeEngine, house: H
     assert engine.stats.started == 0
 
 
+@pytest.mark.compliance("O95")
 async def test_an_embedding_keeps_its_slot_until_the_backend_has_finished(engine: FakeEngine) -> None:
     engine.script = Script(delay_s=0.3)
     request = json.dumps({"model": "fake", "input": "x"}).encode()
@@ -88,6 +92,7 @@ async def test_an_embedding_keeps_its_slot_until_the_backend_has_finished(engine
         assert engine.stats.aborted == 0
 
 
+@pytest.mark.compliance("O95")
 @pytest.mark.slow
 async def test_two_hundred_clients_leave_at_random_moments_and_nothing_stays_behind(
     engine: FakeEngine, house: House

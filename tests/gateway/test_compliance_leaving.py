@@ -87,14 +87,8 @@ def half_close(client: RawClient) -> None:
     client.writer.write_eof()
 
 
-GOODBYES: list[Any] = [
-    pytest.param(leave, marks=pytest.mark.compliance("O95")),
-    pytest.param(leave_politely, marks=pytest.mark.compliance("O95")),
-    pytest.param(half_close, marks=pytest.mark.compliance("O96")),
-]
-
-
-@pytest.mark.parametrize("goodbye", GOODBYES)
+@pytest.mark.compliance("O95", "O96")
+@pytest.mark.parametrize("goodbye", [leave, leave_politely, half_close])
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("path", PATHS)
 async def test_leaving_stops_the_backend_at_once(

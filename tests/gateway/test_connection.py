@@ -120,6 +120,7 @@ async def test_a_reader_that_stands_still_is_cut_off_and_its_backend_stopped(eng
         await until(lambda: house.listener.connections == 0)
 
 
+@pytest.mark.compliance("O03", "O44")
 async def test_a_stream_that_waits_for_its_place_is_kept_alive_and_then_served(engine: FakeEngine) -> None:
     engine.once(Script(tokens=3, fault=Hang(0)))
     async with gateway(engine.url, capacity=1, patience=IMPATIENT) as house, RawClient(house.port) as first:
@@ -137,6 +138,7 @@ async def test_a_stream_that_waits_for_its_place_is_kept_alive_and_then_served(e
             check_chat_stream(rest[rest.index(b"data:") :], usage=False)
 
 
+@pytest.mark.compliance("O03", "O04", "O44")
 @pytest.mark.slow
 async def test_the_official_client_survives_the_comments(engine: FakeEngine) -> None:
     engine.script = Script(tokens=3, delay_s=1.0)
@@ -151,6 +153,7 @@ async def test_the_official_client_survives_the_comments(engine: FakeEngine) -> 
         assert text == "tok0 tok1 tok2"
 
 
+@pytest.mark.compliance("O06", "O07")
 @pytest.mark.slow
 async def test_an_error_in_the_grace_keeps_its_status_and_a_later_one_is_an_event(engine: FakeEngine) -> None:
     async with gateway(engine.url, capacity=1, patience=IMPATIENT, queue_wait_s=0.05) as house:
@@ -177,6 +180,7 @@ async def test_a_whole_answer_gets_no_comments_however_long_it_takes(engine: Fak
         assert response.json["choices"][0]["message"]["content"] == "tok0 tok1 tok2"
 
 
+@pytest.mark.compliance("O96")
 async def test_a_half_closed_client_counts_as_gone(engine: FakeEngine, house: House) -> None:
     engine.script = Script(tokens=1000, interval_s=0.01)
     async with RawClient(house.port) as client:
@@ -187,6 +191,7 @@ async def test_a_half_closed_client_counts_as_gone(engine: FakeEngine, house: Ho
         await client.closed()
 
 
+@pytest.mark.compliance("O95")
 @pytest.mark.parametrize("asgi", [False, True])
 async def test_pipelined_bytes_do_not_hide_a_disconnect(engine: FakeEngine, asgi: bool) -> None:
     engine.script = Script(tokens=1000, interval_s=0.01)

@@ -65,12 +65,14 @@ def test_what_the_body_says_is_read() -> None:
     assert body.prompt_tokens > 0
 
 
+@pytest.mark.compliance("O70")
 def test_an_embedding_is_never_sent_a_null_nor_stream() -> None:
     raw = encode(model="m", input=["a"], encoding_format=None, dimensions=None, user=None)
     written = decode_request(Operation.EMBEDDING, raw).render(model="m", stream=False, ask_usage=False)
     assert json.loads(written) == {"model": "m", "input": ["a"]}
 
 
+@pytest.mark.compliance("O71")
 @pytest.mark.parametrize("value", ["x", ["a", "b"], [1, 2], [[1], [2, 3]]])
 def test_every_form_of_an_embeddings_input_is_taken(value: Any) -> None:
     assert decode_request(Operation.EMBEDDING, encode(model="m", input=value)).model == "m"
@@ -157,6 +159,7 @@ def test_no_body_raises_anything_else(raw: bytes) -> None:
             decode_request(operation, raw)
 
 
+@pytest.mark.compliance("O40")
 @pytest.mark.req("D31")
 def test_the_envelope_has_openais_four_members() -> None:
     assert json.loads(error_envelope("m", type_="t", param="p", code="c")) == {
