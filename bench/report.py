@@ -34,7 +34,7 @@ def as_text(found: Measurement, *, every_round: bool = False) -> str:
     """Tables of medians with their spread, ratios, what makes them doubtful, and what was measured on."""
     parts = [f"# Measured: {found.rounds} rounds of {found.seconds:g} s a turn"]
     if kept := bars.checked(found):
-        parts += ["## Bars", kept]
+        parts += ["## Bars", kept, *_caution(found)]
     for part in FIGURES:
         parts += _turns(found, part)
     parts += _held(found)
@@ -49,6 +49,19 @@ def as_text(found: Measurement, *, every_round: bool = False) -> str:
     if found.absences:
         parts += ["## Not measured", "\n".join(f"- {line}" for line in found.absences)]
     return "\n\n".join([*parts, "## Measured on", _machine(found), *_configurations(found)])
+
+
+def _caution(found: Measurement) -> list[str]:
+    doubtful = len(Turns(found.turns).remarks()) + len(_held_remarks(found))
+    return (
+        [f"Doubts about single turns, {doubtful} of them, are named below: mind them before you quote."]
+        if doubtful
+        else []
+    )
+
+
+def _held_remarks(found: Measurement) -> list[str]:
+    return held.remarks(found.held, found.holding.streams) if found.holding else []
 
 
 def _turns(found: Measurement, part: Part) -> list[str]:
@@ -77,7 +90,7 @@ def _held(found: Measurement) -> list[str]:
         f"{found.holding}. Each stack is started for it.",
         *_tables(found, "held"),
         "Failed or cut, of all streams:\n\n" + "\n".join(failures),
-        *_doubtful(held.remarks(found.held, found.holding.streams)),
+        *_doubtful(_held_remarks(found)),
     ]
 
 

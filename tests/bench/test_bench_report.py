@@ -218,6 +218,14 @@ def test_the_report_has_every_part_its_bars_and_each_round() -> None:
     ):
         assert line in shown
     assert "## Every round" not in as_text(found)
+    assert "Doubts" not in text
+
+
+def test_a_bar_is_not_quoted_from_doubtful_turns_unseen() -> None:
+    direct, ours, theirs = plain(0, 0.05, 0.1)
+    text = as_text(measurement(direct, replace(ours, others_share=0.5), theirs))
+    assert "Doubts about single turns, 1 of them" in text.partition("## Gateways")[0]
+    assert "round 1, plain-steady, headrace: others had 50% of the gateway's core" in text
 
 
 def test_a_light_load_compares_with_litellm_at_the_same_load_and_at_our_own() -> None:
