@@ -61,7 +61,7 @@ class Ticket(Waiter):
     """A call's place in the queue, and the timer that ends its waiting."""
 
     call: Call
-    timer: Timer
+    timer: Timer | None = None  # None before it waits
 
 
 class WaitingRoom:
@@ -79,11 +79,11 @@ class WaitingRoom:
 
     def enter(self, call: Call) -> Call | None:
         """Let *call* wait. Returns who has to go for that: nobody, *call* itself, or one that waited and is out of the queue."""
-        gone = self.queue.push(self._ticket(call))
-        ticket = call.ticket
-        assert ticket is not None, "it has just got one"
+        ticket = self._ticket(call)
+        gone = self.queue.push(ticket)
         if gone is not ticket:
             call.position = self.queue.position(ticket)
+            self._start_timer(ticket)
         return self._left(gone) if gone is not None else None
 
     def come_back(self, call: Call) -> None:
@@ -91,6 +91,7 @@ class WaitingRoom:
         ticket = self._ticket(call)
         ticket.avoid = call.avoid(ticket.since)
         self.queue.put_back(ticket)
+        self._start_timer(ticket)
         call.position = call.position or 1
 
     def look_again(self, call: Call) -> None:
@@ -137,19 +138,21 @@ class WaitingRoom:
         return {priority: self.queue.waiting(priority) for priority in Priority}
 
     def _ticket(self, call: Call) -> Ticket:
-        now = self._clock.monotonic()
         ask = call.ask
-        timer = self._clock.call_later(max(0.0, self._left_s(call, now)), lambda: self._time_is_over(call))
         call.ticket = Ticket(
             key=ask.principal.id,
             model=ask.model,
             tokens=ask.estimated_tokens,
             priority=ask.priority,
-            since=now,
+            since=self._clock.monotonic(),
             call=call,
-            timer=timer,
         )
         return call.ticket
+
+    def _start_timer(self, ticket: Ticket) -> None:
+        call = ticket.call
+        left_s = max(0.0, self._left_s(call, ticket.since))
+        ticket.timer = self._clock.call_later(left_s, lambda: self._time_is_over(call))
 
     def _left_s(self, call: Call, now: float) -> float:
         return min(self.wait_s - call.waited_s, call.due - now)
@@ -157,7 +160,8 @@ class WaitingRoom:
     def _left(self, ticket: Ticket) -> Call:
         """Settle what waiting was, of one who is out of the queue."""
         call = ticket.call
-        ticket.timer.cancel()
+        if ticket.timer is not None:
+            ticket.timer.cancel()
         call.ticket = None  # no cycle for the garbage collector
         call.waited_s += self._clock.monotonic() - ticket.since
         return call
