@@ -1,0 +1,307 @@
+"""The quota ledger of one process: counts in memory, over a journal that is told ahead of what may be handed out.
+
+Where everything lies within what the journal has granted in advance, a reservation is answered before `reserve` returned, and
+costs no write. Settlements are written together, a few times a second. What was reserved is charged to the limit at once, in
+the order of the calls; a reservation beyond the ceiling is only *told* later, when a commit has raised it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import structlog
+
+from headrace.adapters.ledger.blocks import EACH_COMMITTED, BlockSize, Count, Windows
+from headrace.adapters.ledger.breaker import OnUnavailable
+from headrace.adapters.ledger.closed import CLOSED, Closed
+from headrace.adapters.ledger.group_commit import GroupCommit
+from headrace.adapters.ledger.waiters import Hold, Waiter, Waiters
+from headrace.domain.quota import Measure, Window
+from headrace.kernel.clock import Clock
+from headrace.ports.ledger import Charge, Journal, QuotaLedger, Standing, Told, Verdict
+
+log = structlog.get_logger(__name__)
+
+NOT_OPEN = "the quota ledger isn't open"
+NOT_WRITTEN = "the quota journal can't be written at present"
+FULL = "too many reservations are open or unwritten"
+
+
+class LedgerOptions(msgspec.Struct, frozen=True):
+    """How an embedded ledger behaves.
+
+    strict: each reservation is committed before it is told, so a crash over-charges only what was open. flush_s: how long a
+    settlement may wait for others to be written with it; flush_entries: how many that may be. wait_s: the longest that a
+    reservation waits for its commit. most_waiting: how many may. most_unwritten: charges that are open or not yet written;
+    further reservations are refused. remembered: how many closed reservations are known at least. close_s: the longest that
+    `close` takes.
+    """
+
+    strict: bool = False
+    on_unavailable: OnUnavailable = OnUnavailable.REFUSE
+    block: BlockSize = BlockSize()
+    flush_s: float = 0.1
+    flush_entries: int = 1000
+    wait_s: float = 1.0
+    most_waiting: int = 10_000
+    most_unwritten: int = 100_000
+    remembered: int = 32_768
+    close_s: float = 5.0
+
+
+class MemoryLedger(QuotaLedger):
+    """Counts in memory, and keeps its truth in *journal*. `open` it, in the event loop, before use.
+
+    After a crash each window counts as used what the journal had granted: what was settled and open, and at most one block
+    more; never less than what was told as granted. (What a settlement charged beyond its reservation is written at once, but
+    can be lost with the process in that instant.) Concurrency isn't journalled: what ran has ended with the process.
+    The last `remembered` closed or refused reservations are known as such, and after a restart those that charged something,
+    for the journal takes a reservation's entry only once.
+
+    While the journal fails, or an answer is overdue, reservations hear `unavailable` at once, or (`OnUnavailable.ALLOW`) are
+    granted from blocks that are already committed. Settlements wait for it, in bounded number: each open reservation has its
+    place there from the beginning, so none is ever dropped.
+    """
+
+    def __init__(self, journal: Journal, clock: Clock, options: LedgerOptions | None = None) -> None:
+        self._options = options = options or LedgerOptions()
+        self._journal = journal
+        self._clock = clock
+        self._windows = Windows(EACH_COMMITTED if options.strict else options.block)
+        self._waiters = Waiters(clock, options.wait_s, self._journal_overdue)
+        self._commits = GroupCommit(
+            journal, clock, options.flush_s, self._waiters.tell_covered, self._journal_changed
+        )
+        self._unwritten = self._commits.unwritten
+        self._holds: dict[str, Hold] = {}
+        self._closed = Closed(options.remembered)
+        self._most_unwritten = options.most_unwritten
+        self._open_charges = 0
+        self._hindrance = NOT_OPEN  # why nothing may be reserved; empty where it may
+        self._opened = self._ended = False
+
+    @property
+    def open_reservations(self) -> int:
+        """Reservations that are neither settled nor released."""
+        return len(self._holds)
+
+    @property
+    def waiting(self) -> int:
+        """Reservations that wait for a commit."""
+        return len(self._waiters)
+
+    @property
+    def unwritten(self) -> int:
+        """Charges that are open, or settled and not given to the journal."""
+        return self._open_charges + len(self._unwritten)
+
+    @property
+    def windows(self) -> int:
+        """Windows in memory."""
+        return len(self._windows)
+
+    async def open(self) -> None:
+        """Take over what the journal knows. The journal's errors come through; nothing is reserved before this ended."""
+        now = self._clock.now()
+        for state in await self._journal.open(now):
+            self._windows.restore(state, now)
+        self._opened = True
+        self._hindrance = ""
+
+    def reserve(self, reservation: str, charges: Sequence[Charge], told: Told) -> None:
+        """Reserve all or nothing; answered at once unless a commit is needed first."""
+        closed = self._closed
+        if reservation in self._holds or reservation in closed.fresh or reservation in closed.stale:
+            self._answer_again(reservation, told)
+            return
+        if self._hindrance or self._open_charges + len(self._unwritten) >= self._most_unwritten:
+            told(Verdict(unavailable=self._hindrance or FULL))
+            return
+        now = self._clock.now()
+        live = self._windows.live
+        drawn: list[tuple[Count, int]] = []
+        fits, asking = True, False
+        for charge in charges:
+            window = charge.window
+            count = live.get(window)
+            if count is None or now >= count.ends_at:
+                count = self._windows.find(window, now)
+            amount = charge.amount
+            used = count.used + amount
+            if used > count.ask_at:
+                asking = True
+            if used > window.limit:
+                fits = False
+            drawn.append((count, amount))
+        if not fits:
+            told(self._refuse(reservation, charges, drawn))
+            return
+        standings = []
+        for charge, (count, amount) in zip(charges, drawn):  # noqa: B905 - one for each, and strict costs here
+            count.used = used = count.used + amount
+            standings.append(Standing(charge.window, used, count.resets_at))
+        self._open_charges += len(drawn)
+        verdict = Verdict(tuple(standings))
+        self._holds[reservation] = hold = Hold(drawn, verdict)
+        if asking and (short := self._ask(drawn)):
+            self._wait(Waiter(reservation, hold, short, self._commits.built, told))
+        else:
+            told(verdict)
+
+    def settle(self, reservation: str, actual: dict[Measure, int]) -> None:
+        """Charge what was used; it is in the journal within `flush_s`, or as soon as the journal takes it again."""
+        hold = self._holds.pop(reservation, None)
+        if hold is None:
+            self._close_unopened(reservation)
+            return
+        now = self._clock.now()
+        unwritten = self._unwritten
+        overdrawn = False
+        for count, amount in hold.drawn:
+            if count.free:
+                count.used -= amount
+                continue
+            real = actual.get(count.measure, amount)
+            if real != amount:
+                real = max(0, real)
+                count.used += real - amount
+                overdrawn = overdrawn or count.used > count.ceiling
+            if real:
+                unwritten.append((reservation, count, real, now))
+            else:
+                self._give_back(count)
+        self._close_hold(reservation, hold)
+        if overdrawn or len(unwritten) >= self._options.flush_entries:
+            self._commits.soon()  # what is beyond the ceiling would be lost in a crash
+        elif unwritten:
+            self._commits.later()
+
+    def release(self, reservation: str) -> None:
+        """Give everything back."""
+        hold = self._holds.pop(reservation, None)
+        if hold is None:
+            self._close_unopened(reservation)
+            return
+        for count, amount in hold.drawn:
+            count.used -= amount
+            self._give_back(count)
+        self._close_hold(reservation, hold)
+
+    def peek(self, windows: Sequence[Window], told: Told) -> None:
+        """Answered at once, from memory, also while the journal can't be written."""
+        if not self._opened:
+            told(Verdict(unavailable=NOT_OPEN))
+            return
+        now = self._clock.now()
+        live = self._windows.live
+        standings = []
+        refused: tuple[Window, ...] = ()
+        for window in windows:
+            count = live.get(window)
+            if count is None or now >= count.ends_at:
+                count = self._windows.known(window, now)
+            if count is None:
+                standings.append(Standing(window, 0, self._windows.resets_at(window.period, now)))
+            else:
+                standings.append(Standing(window, count.used, count.resets_at))
+                if count.used >= window.limit:
+                    refused += (window,)
+        told(Verdict(tuple(standings), refused))
+
+    async def close(self) -> None:
+        """Write what is unwritten and give blocks back; after `close_s` it gives up, and the log says what was left."""
+        if self._ended:
+            return
+        self._ended, self._hindrance = True, NOT_OPEN
+        self._fail_waiters(NOT_OPEN)
+        for count in self._windows.counts():
+            if count.ceiling > count.used:
+                self._commits.mark(count)
+        if left := await self._commits.drain(self._options.close_s):
+            log.error("settlements were not written", action="ledger.lost", settlements=left)
+
+    # What is rare in a reservation's life.
+
+    def _answer_again(self, reservation: str, told: Told) -> None:
+        hold = self._holds.get(reservation)
+        if hold is None:
+            told(self._closed.get(reservation) or CLOSED)
+        elif hold.waiter is not None:
+            hold.waiter.told.append(told)
+        else:
+            told(hold.verdict)
+
+    def _refuse(
+        self, reservation: str, charges: Sequence[Charge], drawn: Sequence[tuple[Count, int]]
+    ) -> Verdict:
+        pairs = [
+            (charge.window, count, amount) for charge, (count, amount) in zip(charges, drawn, strict=True)
+        ]
+        verdict = Verdict(
+            tuple(Standing(window, count.used, count.resets_at) for window, count, _ in pairs),
+            tuple(window for window, count, amount in pairs if count.used + amount > window.limit),
+        )
+        self._closed.add(reservation, verdict)
+        return verdict
+
+    def _ask(self, drawn: Sequence[tuple[Count, int]]) -> list[Count]:
+        """Have more granted where little is left; says which counts are beyond their ceiling already."""
+        short = []
+        for count, _ in drawn:
+            if count.used > count.ask_at:
+                self._commits.mark(count)
+                if count.used > count.ceiling:
+                    short.append(count)
+        self._commits.later()
+        return short
+
+    def _wait(self, waiter: Waiter) -> None:
+        if self._commits.broken or len(self._waiters) >= self._options.most_waiting:
+            self._undo(waiter, NOT_WRITTEN)
+        else:
+            self._waiters.add(waiter)
+            self._commits.soon()
+
+    def _undo(self, waiter: Waiter, reason: str) -> None:
+        """As if it had never been asked: the next attempt with this id is the first."""
+        if waiter.hold is None:
+            waiter.tell(CLOSED)
+            return
+        del self._holds[waiter.reservation]
+        for count, amount in waiter.hold.drawn:
+            count.used -= amount
+        self._open_charges -= len(waiter.hold.drawn)
+        waiter.tell(Verdict(unavailable=reason))
+
+    def _fail_waiters(self, reason: str) -> None:
+        for waiter in self._waiters.take_all():
+            self._undo(waiter, reason)
+
+    def _journal_overdue(self) -> None:
+        self._commits.overdue()
+        self._fail_waiters(NOT_WRITTEN)
+
+    def _journal_changed(self) -> None:
+        broken = self._commits.broken
+        if not self._ended:
+            refusing = broken and self._options.on_unavailable is OnUnavailable.REFUSE
+            self._hindrance = NOT_WRITTEN if refusing else ""
+        if broken:
+            self._fail_waiters(NOT_WRITTEN)
+
+    def _give_back(self, count: Count) -> None:
+        if not count.free and count.has_too_much:
+            self._commits.mark(count)
+            self._commits.later()
+
+    def _close_hold(self, reservation: str, hold: Hold) -> None:
+        self._open_charges -= len(hold.drawn)
+        self._closed.add(reservation)
+        if hold.waiter is not None:
+            hold.waiter.hold = None
+
+    def _close_unopened(self, reservation: str) -> None:
+        """It is closed for whoever reserves it later: a `reserve` that was overtaken must not stay open for good."""
+        if self._closed.get(reservation) is None:
+            self._closed.add(reservation)
