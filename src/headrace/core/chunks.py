@@ -12,9 +12,11 @@ import re
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from headrace.core.mending import Mender, drop_alternatives
 from headrace.core.metering import usage_member, usage_of
+from headrace.core.plain import PlainChunk, read_plain
 from headrace.domain.inference import Operation, Usage
 from headrace.kernel.errors import UpstreamFailed
 from headrace.wire.openai import read_error
@@ -127,6 +129,9 @@ class ChunkStream:
             return b""
         if data == b"[DONE]":
             return self._close()
+        plain = read_plain(data)
+        if plain is not None and (sent := self._pass_plain(event, data, plain)):
+            return sent
         try:
             chunk = _decode(data)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
@@ -135,6 +140,26 @@ class ChunkStream:
             message, _, _ = read_error(data)
             raise UpstreamFailed(f"The backend broke off: {message or 'it gave no reason'}")
         return self._chunk(event, chunk)
+
+    def _pass_plain(self, event: bytes, data: bytes, chunk: PlainChunk) -> bytes:
+        """A chunk of the plainest form, as it came where it is right; empty where it has to be looked at."""
+        sent = event
+        if self._ask_usage:
+            if chunk.usage is UNSET:
+                sent = event[:-3] + b',"usage":null}\n\n'
+        elif chunk.usage is None:
+            return b""
+        one_line = event.startswith(b"data: ") and len(event) == len(data) + 8 and data.endswith(b"}")
+        if not one_line or not self._mender.passes(chunk):
+            return b""
+        [choice] = chunk.choices
+        if choice.delta.content:
+            self._counted += 1
+        if choice.finish_reason is not None:
+            self._templates.clear()
+        elif choice.delta.role is UNSET and isinstance(choice.delta.content, str):
+            self._keep_template(event, sent, "content")
+        return sent
 
     def _chunk(self, event: bytes, chunk: dict[str, Any]) -> bytes:
         changed = self._take_usage(event, chunk)
@@ -192,13 +217,14 @@ class ChunkStream:
             return
         if not isinstance(delta.get(name), str):
             return
-        around, sent_around = _around(event, name), _around(sent, name)
+        self._keep_template(event, sent, name)
+
+    def _keep_template(self, event: bytes, sent: bytes, name: str) -> None:
+        around = _around(event, name)
+        sent_around = around if sent is event else _around(sent, name)
         if around is None or sent_around is None:
             return
-        if sent is event:
-            sent_around = around
-        template = _Template(*around, *sent_around)
-        self._templates.insert(0, template)
+        self._templates.insert(0, _Template(*around, *sent_around))
         del self._templates[MAX_TEMPLATES:]
 
     def _close(self) -> bytes:

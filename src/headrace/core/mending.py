@@ -14,7 +14,9 @@ from operator import itemgetter
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
+from headrace.core.plain import PlainChunk
 from headrace.domain.inference import Operation
 from headrace.kernel.errors import UpstreamFailed
 from headrace.wire.openai import MAX_CHOICES
@@ -95,6 +97,27 @@ class Mender:
             changed = True
         chunk["choices"] = kept
         return changed
+
+    def passes(self, chunk: PlainChunk) -> bool:
+        """Whether *chunk* is right as it stands; it is noted then. One that isn't has to be mended."""
+        shared, [choice] = self.shared, chunk.choices
+        if not shared["id"]:
+            if not (self._chat and chunk.id and chunk.model and chunk.created):
+                return False
+            shared.update(id=chunk.id, created=chunk.created, model=chunk.model)
+        elif chunk.id != shared["id"] or chunk.created != shared["created"] or chunk.model != shared["model"]:
+            return False
+        state = self._choices.get(0)
+        if choice.index != 0 or not self._chat:
+            return False
+        if state is None:
+            if choice.delta.role is UNSET:
+                return False
+            state = self._choices[0] = _Choice(begun=True)
+        elif state.finished or state.calls or choice.delta.role is not UNSET:
+            return False
+        state.finished = choice.finish_reason is not None
+        return True
 
     def openers(self, chunk: Chunk) -> list[Chunk]:
         """Chunks to go before this one: OpenAI's client takes for granted that choices begin in the order of their numbers,
