@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import http
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from headrace.kernel import errors
-from headrace.kernel.errors import RequestError
+from headrace.kernel.errors import Budget, RequestError
 from headrace.wire.openai import error_envelope
 
 _KINDS: list[tuple[type[RequestError], int, str, str | None]] = [
@@ -22,6 +22,7 @@ _KINDS: list[tuple[type[RequestError], int, str, str | None]] = [
     (errors.NotFound, 404, "invalid_request_error", "not_found"),
     (errors.MethodNotAllowed, 405, "invalid_request_error", "method_not_allowed"),
     (errors.RequestTimeout, 408, "invalid_request_error", "request_timeout"),
+    (errors.LimitExceeded, 429, "rate_limit_error", None),
     (errors.UpstreamFailed, 502, "api_error", "upstream_failed"),
     (errors.UpstreamTimeout, 504, "api_error", "upstream_timeout"),
     (errors.Unavailable, 503, "api_error", "unavailable"),
@@ -29,6 +30,8 @@ _KINDS: list[tuple[type[RequestError], int, str, str | None]] = [
 ]
 
 
+_LONGEST_WAIT_S = 120.0
+"""Clients don't wait longer than that before they try again by themselves: they are told not to try."""
 _PERMANENT = {b"x-should-retry": b"false"}
 """OpenAI's clients try again after 409 and 5xx by themselves, unless they are told that it is no use."""
 
@@ -79,7 +82,43 @@ def _kind(error: RequestError) -> tuple[int, str, str | None]:
     raise AssertionError(f"no status for {type(error).__name__}")
 
 
+def budget_lines(budgets: Iterable[Budget]) -> dict[bytes, bytes]:
+    """OpenAI's `x-ratelimit-*` fields: of requests and of tokens that limit which is the nearest to its end."""
+    nearest: dict[str, Budget] = {}
+    for budget in budgets:
+        known = nearest.get(budget.measure)
+        if known is None or budget.remaining * known.limit < known.remaining * budget.limit:
+            nearest[budget.measure] = budget
+    lines = {}
+    for measure in ("requests", "tokens"):
+        if (named := nearest.get(measure)) is not None:
+            lines[f"x-ratelimit-limit-{measure}".encode()] = b"%d" % named.limit
+            lines[f"x-ratelimit-remaining-{measure}".encode()] = b"%d" % named.remaining
+            lines[f"x-ratelimit-reset-{measure}".encode()] = _duration(named.resets_in_s)
+    return lines
+
+
+def _duration(seconds: float) -> bytes:
+    """As OpenAI writes it: `1s`, `6m0s`, `2h5m0s`."""
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return b"%dh%dm%ds" % (hours, minutes, rest)
+    return b"%dm%ds" % (minutes, rest) if minutes else b"%ds" % rest
+
+
+def _limit_headers(error: errors.LimitExceeded) -> dict[bytes, bytes]:
+    headers = budget_lines(error.budgets)
+    if error.retry_after_s is not None:
+        headers[b"retry-after"] = b"%d" % math.ceil(error.retry_after_s)
+    if error.retry_after_s is None or error.retry_after_s > _LONGEST_WAIT_S:
+        headers |= _PERMANENT
+    return headers
+
+
 def _headers(error: RequestError) -> dict[bytes, bytes]:
+    if isinstance(error, errors.LimitExceeded):
+        return _limit_headers(error)
     if isinstance(error, errors.Unavailable) and error.retry_after_s is not None:
         return {b"retry-after": str(math.ceil(error.retry_after_s)).encode()}
     if isinstance(error, errors.MethodNotAllowed):

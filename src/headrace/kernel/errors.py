@@ -14,6 +14,7 @@
         │   └── ModelNotFound       404
         ├── MethodNotAllowed        405
         ├── RequestTimeout          408  the client was too slow to send
+        ├── LimitExceeded           429  a limit of the key, its user or the address is reached
         ├── UpstreamRefused         4xx  the backend refused this very request
         ├── Unavailable             503  try again later, `retry_after_s` says when
         ├── UpstreamFailed          502  the backend broke
@@ -27,6 +28,7 @@ except `UpstreamRefused`, which carries the backend's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 
 class HeadraceError(Exception):
@@ -77,6 +79,10 @@ class Unauthenticated(RequestError):
 class Forbidden(RequestError):
     """The key is valid and may not do this."""
 
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
 
 class NotFound(RequestError):
     """There is nothing at this path."""
@@ -102,6 +108,31 @@ class MethodNotAllowed(RequestError):
 
 class RequestTimeout(RequestError):
     """The client took too long to send its request."""
+
+
+class Budget(NamedTuple):
+    """How a limit stands: of what (`requests`, `tokens`, `concurrency`), how much, what is left, seconds until it is renewed."""
+
+    measure: str
+    limit: int
+    remaining: int
+    resets_in_s: float
+
+
+class LimitExceeded(RequestError):
+    """A limit is reached; nothing was executed, nothing charged.
+
+    code: `rate_limit_exceeded` where it is renewed soon, `insufficient_quota` where it isn't. budgets: how the limits stand.
+    retry_after_s: None where waiting is pointless, since this request is over the whole limit.
+    """
+
+    def __init__(
+        self, message: str, *, code: str, retry_after_s: float | None, budgets: Sequence[Budget] = ()
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry_after_s = retry_after_s
+        self.budgets = tuple(budgets)
 
 
 class UpstreamRefused(RequestError):

@@ -13,7 +13,7 @@ import msgspec
 
 from headrace.domain.access import Principal
 from headrace.domain.inference import Operation, Priority, Usage
-from headrace.kernel.errors import RequestError
+from headrace.kernel.errors import Budget, RequestError
 from headrace.ports.connector import Failure
 
 
@@ -41,6 +41,8 @@ class Grant(msgspec.Struct, frozen=True):
     granted_at: when, on the granting process's monotonic clock.
     position: about how many grants it was away from this one when it began to wait; 0: it didn't wait.
     waited_s: how long it has waited for a place, all in all.
+    budgets: how the limits stand that it was held to; none where there are none.
+    max_tokens: what the backend is told to stop at, where the client said nothing; None: nothing.
     """
 
     ask: Ask
@@ -50,6 +52,8 @@ class Grant(msgspec.Struct, frozen=True):
     granted_at: float = 0.0
     position: int = 0
     waited_s: float = 0.0
+    budgets: tuple[Budget, ...] = ()
+    max_tokens: int | None = None
 
 
 class Ending(StrEnum):

@@ -1,0 +1,276 @@
+"""Holding requests to the limits of those who pay, around the plane that places them.
+
+    asked ─► tokens left? ─► requests, concurrency reserved ─► placed (may wait) ─► tokens reserved ─► granted
+               │ no             │ no                             │ refused            │ no                │
+               ▼                ▼                                ▼                    ▼                   ▼
+             refused          refused                    all is given back      slot is freed      settled at its end
+
+A request is charged as one, and with the tokens that it used, however it ended; one that was never granted isn't charged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from headrace.domain.inference import Usage
+from headrace.domain.quota import Measure, Period, Window
+from headrace.kernel.clock import Clock
+from headrace.kernel.errors import Budget, Forbidden, LimitExceeded, RequestError, Unavailable
+from headrace.ports.connector import Failure
+from headrace.ports.control import Admission, Ask, ControlPlane, Ending, Grant, Outcome, Waiting
+from headrace.ports.ledger import Charge, QuotaLedger, Standing, Verdict
+
+_SOON = (Period.NOW, Period.MINUTE)
+
+
+class QuotaPlane(ControlPlane):
+    """A control plane that asks *ledger* before and after *placing* grants. Who has no limits passes it by."""
+
+    def __init__(self, placing: ControlPlane, ledger: QuotaLedger, clock: Clock) -> None:
+        self.placing = placing
+        self.ledger = ledger
+        self.clock = clock
+        self._held: dict[str, _Held] = {}
+        self.refusals: dict[str, int] = {}
+
+    def admit(self, ask: Ask, told: Admission) -> Waiting:
+        """See the port."""
+        principal = ask.principal
+        if principal.models and not principal.may_use(ask.model):
+            told.refused(self.count(_not_allowed(ask.model)))
+            return _NOTHING
+        if not principal.entry and not principal.tokens:
+            return self.placing.admit(ask, told)
+        held = _Held(self, ask, told)
+        held.begin()
+        return held
+
+    def retry(self, grant: Grant, failure: Failure, told: Admission) -> Waiting:
+        """See the port. What was reserved for the request stays so."""
+        held = self._held.get(grant.ask.request_id)
+        if held is None:
+            return self.placing.retry(grant, failure, told)
+        held.told = told
+        held.waiting = self.placing.retry(grant, failure, held)
+        return held
+
+    def finish(self, grant: Grant, outcome: Outcome) -> None:
+        """See the port."""
+        self.placing.finish(grant, outcome)
+        held = self._held.pop(grant.ask.request_id, None)
+        if held is not None:
+            held.settle(outcome.usage.total_tokens)
+
+    def hold(self, held: _Held) -> None:
+        """*held* was granted: its end will be told."""
+        self._held[held.ask.request_id] = held
+
+    def forget(self, held: _Held) -> None:
+        """*held* won't be granted again."""
+        self._held.pop(held.ask.request_id, None)
+
+    def count(self, refusal: RequestError) -> RequestError:
+        """Count a refusal by its code."""
+        code = getattr(refusal, "code", None) or type(refusal).__name__
+        self.refusals[code] = self.refusals.get(code, 0) + 1
+        return refusal
+
+
+class _Held(Admission, Waiting):
+    """One request that is held to limits, from the question to the settlement."""
+
+    __slots__ = (
+        "_entered",
+        "_executed",
+        "_owner",
+        "_reserved",
+        "_standings",
+        "_withdrawn",
+        "ask",
+        "told",
+        "waiting",
+    )
+
+    def __init__(self, owner: QuotaPlane, ask: Ask, told: Admission) -> None:
+        self.ask = ask
+        self.told = told
+        self.waiting: Waiting | None = None
+        self._owner = owner
+        self._entered = False
+        self._executed = False
+        self._reserved = False
+        self._withdrawn = False
+        self._standings: tuple[Standing, ...] = ()
+
+    def begin(self) -> None:
+        """Refuse at once who has nothing left, before anything is reserved."""
+        if self.ask.principal.tokens:
+            self._owner.ledger.peek(self.ask.principal.tokens, self._peeked)
+        else:
+            self._enter()
+
+    def withdraw(self) -> None:
+        """See the port."""
+        if self._withdrawn:
+            return
+        self._withdrawn = True
+        if self.waiting is not None:
+            self.waiting.withdraw()
+        if self._executed:
+            self._owner.forget(self)
+            self.settle(0)
+        else:
+            self._give_back()
+
+    def settle(self, tokens: int) -> None:
+        """The request has ended, and used so many tokens. Idempotent."""
+        ledger, request_id = self._owner.ledger, self.ask.request_id
+        if self._entered:
+            self._entered = False
+            ledger.settle(request_id + "/entry", {})
+        if self._reserved:
+            self._reserved = False
+            ledger.settle(request_id + "/tokens", {Measure.TOKENS: tokens})
+
+    def _peeked(self, verdict: Verdict) -> None:
+        if self._withdrawn:
+            return
+        if verdict.granted:
+            self._enter()
+        else:
+            self._refuse(verdict)
+
+    def _enter(self) -> None:
+        windows = self.ask.principal.entry
+        if not windows:
+            self._place()
+            return
+        charges = [Charge(window, 1) for window in windows]
+        self._owner.ledger.reserve(self.ask.request_id + "/entry", charges, self._entry_decided)
+
+    def _entry_decided(self, verdict: Verdict) -> None:
+        self._entered = verdict.granted
+        self._standings = verdict.standings
+        if self._withdrawn:
+            self._give_back()
+        elif verdict.granted:
+            self._place()
+        else:
+            self._refuse(verdict)
+
+    def _place(self) -> None:
+        waiting = self._owner.placing.admit(self.ask, self)
+        if self.waiting is None:
+            self.waiting = waiting
+
+    def granted(self, grant: Grant) -> None:
+        """It has a slot: reserve its tokens, unless that was done for an earlier execution."""
+        windows = self.ask.principal.tokens
+        if self._reserved or not windows:
+            self._pass_on(grant)
+            return
+        charges = [Charge(window, max(1, self.ask.estimated_tokens)) for window in windows]
+        self._owner.ledger.reserve(
+            self.ask.request_id + "/tokens", charges, lambda verdict: self._tokens_decided(grant, verdict)
+        )
+
+    def _tokens_decided(self, grant: Grant, verdict: Verdict) -> None:
+        self._reserved = verdict.granted
+        self._standings += verdict.standings
+        if self._withdrawn:
+            self._owner.placing.finish(grant, _UNUSED)
+            self._give_back()
+        elif verdict.granted:
+            self._pass_on(grant)
+        else:
+            self._owner.placing.finish(grant, _UNUSED)
+            self._refuse(verdict)
+
+    def _pass_on(self, grant: Grant) -> None:
+        self._executed = True
+        self._owner.hold(self)
+        budgets = self._budgets(self._standings)
+        self.told.granted(msgspec.structs.replace(grant, budgets=budgets))
+
+    def refused(self, refusal: RequestError) -> None:
+        """There was no place for it, or no further one."""
+        if self._executed:
+            self._owner.forget(self)
+            self.settle(0)
+        else:
+            self._give_back()
+        self.told.refused(refusal)
+
+    def _refuse(self, verdict: Verdict) -> None:
+        self._give_back()
+        if verdict.unavailable:
+            refusal: RequestError = Unavailable(
+                "The quotas can't be checked at the moment.", retry_after_s=1.0, code="quota_unavailable"
+            )
+        else:
+            needed = {Measure.TOKENS: self.ask.estimated_tokens}
+            refusal = _exceeded(verdict, needed, self._owner.clock.now(), self._budgets(verdict.standings))
+        self.told.refused(self._owner.count(refusal))
+
+    def _give_back(self) -> None:
+        """Undo what was reserved: it was never executed."""
+        ledger, request_id = self._owner.ledger, self.ask.request_id
+        if self._entered:
+            self._entered = False
+            ledger.release(request_id + "/entry")
+        if self._reserved:
+            self._reserved = False
+            ledger.release(request_id + "/tokens")
+
+    def _budgets(self, standings: Sequence[Standing]) -> tuple[Budget, ...]:
+        now = self._owner.clock.now()
+        return tuple(
+            Budget(
+                standing.window.measure,
+                standing.window.limit,
+                standing.remaining,
+                max(0.0, standing.resets_at - now) if standing.resets_at else 0.0,
+            )
+            for standing in standings
+        )
+
+
+class _Nothing(Waiting):
+    """The handle of one who was refused at once."""
+
+    def withdraw(self) -> None:
+        """Nothing waits."""
+
+
+_NOTHING = _Nothing()
+_UNUSED = Outcome(Ending.FAILED, Usage())
+
+
+def _not_allowed(model: str) -> Forbidden:
+    return Forbidden(f"Your key may not use the model {model!r}.", code="model_not_allowed")
+
+
+def _exceeded(
+    verdict: Verdict, needed: dict[Measure, int], now: float, budgets: tuple[Budget, ...]
+) -> LimitExceeded:
+    """What the one hears for whom a window had no room: the one that is renewed last decides."""
+    standings = {standing.window: standing for standing in verdict.standings}
+    last = max(verdict.refused, key=lambda window: standings[window].resets_at)
+    standing = standings[last]
+    wait_s = max(1.0, standing.resets_at - now) if standing.resets_at else 1.0
+    code = "rate_limit_exceeded" if last.period in _SOON else "insufficient_quota"
+    need = needed.get(last.measure, 1)
+    if need > last.limit:
+        message = f"This request may need {need} {last.measure}, over {_of(last)}."
+        return LimitExceeded(message, code=code, retry_after_s=None, budgets=budgets)
+    used = f"{standing.used} are used" if last.measure is not Measure.CONCURRENCY else "all are running"
+    message = f"You have reached {_of(last)}: {used}."
+    return LimitExceeded(message, code=code, retry_after_s=wait_s, budgets=budgets)
+
+
+def _of(window: Window) -> str:
+    if window.measure is Measure.CONCURRENCY:
+        return f"your limit of {window.limit} requests at once"
+    return f"your limit of {window.limit} {window.measure} per {window.period}"
