@@ -7,6 +7,7 @@ two ways: we refuse it and close, so that nothing behind it is read; or we read 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -336,6 +337,21 @@ sent_requests = st.builds(
     st.sampled_from([0, 0, 1, 20, 60, 120, 200]),
     st.sampled_from([b"", b"", b"\r\n", b"G", b"GET /health HTTP/1.1\r\n\r\n"]),
 )
+
+
+@pytest.mark.parametrize("begun", [b"P", b"PO", b"GET / HTTP/1.1\r\nx:"])
+async def test_a_head_that_was_begun_is_not_forgotten_for_one_that_is_known(
+    engine: FakeEngine, house: House, begun: bytes
+) -> None:
+    async with RawClient(house.port) as client:
+        client.send(request(house, body("first")))
+        assert (await client.response()).status == 200
+        client.send(request(house, b"[]") + begun)  # refused at once: what follows begins a request
+        assert (await client.response()).status == 400
+        client.send(request(house, body("hidden")))
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionResetError):
+            assert (await client.response()).status in (400, 404)
+    assert executed(engine) == ["first"]
 
 
 @pytest.mark.slow
