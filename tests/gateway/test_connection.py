@@ -153,6 +153,24 @@ async def test_the_official_client_survives_the_comments(engine: FakeEngine) -> 
         assert text == "tok0 tok1 tok2"
 
 
+@pytest.mark.compliance("O03", "O44")
+async def test_a_silence_under_way_is_filled_with_comments_too(engine: FakeEngine) -> None:
+    engine.once(Script(tokens=3, fault=Hang(2)))
+    async with gateway(engine.url, patience=IMPATIENT) as house, RawClient(house.port) as client:
+        client.request("POST", CHAT, house.auth, body(stream=True))
+        assert (await client.head())[0] == 200
+        begun = b""
+        while b"tok0" not in begun:
+            begun += await client.chunk()
+        for _ in range(3):
+            comment = await client.chunk()
+            assert comment.startswith(b": ")
+            assert comment.endswith(b"\n\n")
+        engine.release()
+        rest = b"".join([part async for part in client._chunks()])
+        check_chat_stream(begun + rest, usage=False)
+
+
 @pytest.mark.compliance("O06", "O07")
 @pytest.mark.slow
 async def test_an_error_in_the_grace_keeps_its_status_and_a_later_one_is_an_event(engine: FakeEngine) -> None:

@@ -46,12 +46,15 @@ class Inference:
         self, request_id: str, principal: Principal, body: InferenceBody, answer: Answer
     ) -> InferenceCall:
         """Begin. Returns at once; *answer* hears the rest, perhaps before this returned."""
+        if principal.default_max_tokens is not None:
+            body.limit(principal.default_max_tokens)
         ask = Ask(
             request_id=request_id,
             principal=principal,
             operation=body.operation,
             model=body.model,
             estimated_tokens=body.prompt_tokens + (body.max_tokens or 0) * body.choices,
+            priority=principal.priority,
         )
         call = InferenceCall(ask, body, answer, self)
         self.active.add(call)

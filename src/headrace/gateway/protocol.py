@@ -10,7 +10,6 @@ the connection closes after that answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,6 +18,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from headrace.gateway.asgi_lane import AnswerTransport, check_target
 from headrace.gateway.gate import NEVER, Gate
 from headrace.gateway.heads import RequestHead
 from headrace.gateway.problems import problem
@@ -58,7 +58,9 @@ class GatewayProtocol(HttpToolsProtocol, Client):
         self._repeatable: tuple[HeadTemplate, RequestHead] | None = None  # the same, while it may come again
         self._block = b""  # what the head under way began with
         self._head_bytes = 0
-        self._overhead = 0  # bytes since the body's last ones: chunk extensions and trailers, which nobody wants
+        self._overhead = (
+            0  # bytes since the body's last ones: chunk extensions and trailers, which nobody wants
+        )
         self._in_head = False
         self._in_body = False
         self._deaf = False  # what still comes on this connection is dropped
@@ -135,7 +137,7 @@ class GatewayProtocol(HttpToolsProtocol, Client):
         self._unread_bytes = None
         self.flow.resume_writing()
         if self._request is not None:
-            self.deadline = NEVER
+            self._request.caught_up()
             if self._request.call is not None:
                 self._request.call.resume()
         elif not self._answering():
@@ -290,7 +292,7 @@ class GatewayProtocol(HttpToolsProtocol, Client):
 
     def _start_cycle(self) -> None:
         """Hand the request to uvicorn, which sets up its own state for it."""
-        _check_target(self.url)
+        check_target(self.url)
         self._block = b""
         url, headers = self.url, self.headers
         super().on_message_begin()
@@ -298,7 +300,7 @@ class GatewayProtocol(HttpToolsProtocol, Client):
         self.headers += headers
         self.expect_100_continue = (b"expect", b"100-continue") in headers
         super().on_headers_complete()
-        self.cycle.transport = _AnswerTransport(self.transport, self._hang_up)  # type: ignore[assignment]
+        self.cycle.transport = AnswerTransport(self.transport, self._hang_up)  # type: ignore[assignment]
 
     def _answering(self) -> bool:
         if self._request is not None:
@@ -374,28 +376,3 @@ class GatewayProtocol(HttpToolsProtocol, Client):
         )
         self._in_head = True  # whatever it was, it wasn't read to its end
         self._hang_up()
-
-
-class _AnswerTransport:
-    """The transport as uvicorn's response cycle sees it; it closes when we find that right."""
-
-    __slots__ = ("close", "is_closing", "write")
-
-    def __init__(self, transport: asyncio.Transport, hang_up: Callable[[], None]) -> None:
-        self.write = transport.write
-        self.is_closing = transport.is_closing
-        self.close = hang_up
-
-
-def _check_target(target: bytes) -> None:
-    """Refuse what can't be a path here: uvicorn would raise in the middle of its work.
-
-    Raises:
-        InvalidRequest: not an absolute path or URL of ASCII characters.
-    """
-    try:
-        path = httptools.parse_url(target).path
-    except httptools.HttpParserInvalidURLError:
-        path = None
-    if not path or not path.isascii():
-        raise InvalidRequest("The request target is not a valid path.", code="invalid_http")

@@ -16,7 +16,7 @@ from headrace.domain.access import Principal
 from headrace.domain.inference import Operation
 from headrace.gateway.gate import NEVER, Gate
 from headrace.gateway.heads import RequestHead
-from headrace.gateway.problems import Problem, problem
+from headrace.gateway.problems import Problem, budget_lines, problem
 from headrace.gateway.requests import BodyLimits, check_media, echoed_id, too_large
 from headrace.kernel.errors import RequestError, RequestTimeout
 from headrace.kernel.ids import request_id
@@ -34,8 +34,8 @@ _CLOSE = b"connection: close\r\n"
 class Patience:
     """How a long wait looks to the client of a stream.
 
-    grace_s: until then nothing is sent, so that an error keeps its status. Then the head goes out, and a comment now and
-    every interval_s until the first event.
+    grace_s: until then nothing is sent, so that an error keeps its status. Then the head goes out, and a comment. interval_s:
+    a comment follows each stretch of that length in which nothing came, before the first event and after it.
     """
 
     grace_s: float = 10.0
@@ -99,6 +99,7 @@ class TokenRequest(Answer):
         "_parts",
         "_principal",
         "_received",
+        "_silent",
         "_size",
         "_streaming",
         "_whole_head",
@@ -118,6 +119,7 @@ class TokenRequest(Answer):
         self._parts: list[bytes] = []
         self._size = 0
         self._streaming = False
+        self._silent = True  # since the deadline was looked at
         self._extra = lane.cors.lines(head.origin) if head.origin else b""
         if head.given_id:
             self._extra += _echo(head.given_id)
@@ -191,14 +193,27 @@ class TokenRequest(Answer):
             grant.executions,
             overhead_ms,
         )
+        if grant.position:
+            facts += b"x-headrace-queue-position: %d\r\nx-headrace-queued-ms: %.0f\r\n" % (
+                grant.position,
+                grant.waited_s * 1000,
+            )
+        if grant.budgets:
+            facts += b"".join([b"%b: %b\r\n" % line for line in budget_lines(grant.budgets).items()])
         if content_type != _EVENT_STREAM:
             self._whole_head = b"content-type: " + content_type + b"\r\n" + facts
         elif not self._streaming:
             self._begin_stream(facts)
-        self._client.deadline = NEVER
+        self.caught_up()
+
+    def caught_up(self) -> None:
+        """The client reads, and the answer is under way: from now on it should hear something now and then."""
+        gate = self._client.gate
+        self._client.deadline = gate.now() + self._lane.patience.interval_s if self._streaming else NEVER
 
     def data(self, chunk: bytes) -> None:
         """Some of it."""
+        self._silent = False
         if not self._streaming:
             self._parts.append(chunk)
         elif self._chunked:
@@ -238,7 +253,9 @@ class TokenRequest(Answer):
             return
         if not self._streaming:
             self._begin_stream(b"")
-        self.data(_COMMENT)
+        if self._silent:
+            self.data(_COMMENT)
+        self._silent = True
         self._client.deadline = now + self._lane.patience.interval_s
 
     def _begin_stream(self, facts: bytes) -> None:

@@ -42,7 +42,6 @@ class Grant(msgspec.Struct, frozen=True):
     position: about how many grants it was away from this one when it began to wait; 0: it didn't wait.
     waited_s: how long it has waited for a place, all in all.
     budgets: how the limits stand that it was held to; none where there are none.
-    max_tokens: what the backend is told to stop at, where the client said nothing; None: nothing.
     """
 
     ask: Ask
@@ -53,7 +52,6 @@ class Grant(msgspec.Struct, frozen=True):
     position: int = 0
     waited_s: float = 0.0
     budgets: tuple[Budget, ...] = ()
-    max_tokens: int | None = None
 
 
 class Ending(StrEnum):

@@ -167,6 +167,12 @@ class InferenceBody(msgspec.Struct):
         """The member that has the text."""
         return _PROMPT[self.operation]
 
+    def limit(self, max_tokens: int) -> None:
+        """Set the limit that the client left open. Embeddings have none."""
+        if self.max_tokens is None and self.operation.streams:
+            self.max_tokens = max_tokens
+            self.members["max_tokens"] = raw(max_tokens)
+
     def render(self, *, model: str, stream: bool, ask_usage: bool) -> bytes:
         """The body for a backend: under its name for the model, streamed or whole, asking for the usage chunk or not."""
         members = self.members.copy()
