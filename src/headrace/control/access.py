@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from headrace.domain.access import Principal, Scope
+from headrace.domain.quota import NO_TIER, Measure, Tier
 from headrace.kernel.errors import StartupError, Unauthenticated
 from headrace.kernel.ids import api_key
 
@@ -17,18 +19,28 @@ _ADMIN = frozenset({Scope.INFERENCE, Scope.ADMIN})
 
 
 class KeyRing:
-    """The keys that open this service.
+    """The keys that open this service: those of the settings, and those of the database.
 
-    A key is looked up by its SHA-256, so neither the time that takes nor the answer tells how much of a guess was right.
+    A key is looked up by its SHA-256, so neither the time that takes nor the answer tells how much of a guess was right, and a
+    key that expired or was revoked is refused in the same words as one that never was.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        self._static: dict[bytes, Principal] = {}
         self._principals: dict[bytes, Principal] = {}
+        self._now = now
 
-    def add(self, key: str, scopes: frozenset[Scope] = frozenset({Scope.INFERENCE})) -> None:
-        """Let *key* in with *scopes*."""
-        digest = _digest(key.encode())
-        self._principals[digest] = Principal(id=f"key_{digest.hex()[:12]}", scopes=scopes)
+    def add(
+        self, key: str, scopes: frozenset[Scope] = frozenset({Scope.INFERENCE}), tier: Tier = NO_TIER
+    ) -> None:
+        """Let *key* in with *scopes*, held to the limits of *tier*; it stays whatever the database says."""
+        key_digest = digest(key.encode())
+        principal = _principal(f"key_{key_digest.hex()[:12]}", scopes, tier)
+        self._static[key_digest] = self._principals[key_digest] = principal
+
+    def replace_managed(self, managed: Mapping[bytes, Principal]) -> None:
+        """The keys of the database are these from now on, by digest; a static key wins over one of them."""
+        self._principals = {**managed, **self._static}
 
     def authenticate(self, key: bytes) -> Principal:
         """Whose *key* it is.
@@ -36,10 +48,21 @@ class KeyRing:
         Raises:
             Unauthenticated: nobody's.
         """
-        principal = self._principals.get(_digest(key)) if key else None
-        if principal is None:
+        principal = self._principals.get(digest(key)) if key else None
+        if principal is None or (principal.expires_at is not None and principal.expires_at <= self._now()):
             raise Unauthenticated("Invalid API key." if key else "You didn't provide an API key.")
         return principal
+
+
+def _principal(key_id: str, scopes: frozenset[Scope], tier: Tier) -> Principal:
+    windows = tier.limits.windows(f"key:{key_id}")
+    return Principal(
+        key_id,
+        scopes,
+        entry=tuple(window for window in windows if window.measure is not Measure.TOKENS),
+        tokens=tuple(window for window in windows if window.measure is Measure.TOKENS),
+        default_max_tokens=tier.default_max_tokens,
+    )
 
 
 def read_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -81,5 +104,6 @@ def admit_first_key(ring: KeyRing, home: Path) -> tuple[str, bool]:
     return key, made
 
 
-def _digest(key: bytes) -> bytes:
+def digest(key: bytes) -> bytes:
+    """What a key is known by."""
     return hashlib.sha256(key).digest()

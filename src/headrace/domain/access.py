@@ -23,7 +23,7 @@ class Principal:
 
     user: who is charged. models: patterns of the models that it may use; empty: all. entry: windows that it is held to when it
     asks (requests, concurrency). tokens: those it is held to when it gets its slot. default_max_tokens: for its requests that
-    set no limit; None: the backend's own.
+    set no limit; None: the backend's own. expires_at: seconds since the epoch; None: never.
     """
 
     id: str
@@ -34,6 +34,7 @@ class Principal:
     tokens: tuple[Window, ...] = ()
     default_max_tokens: int | None = None
     priority: Priority = Priority.NORMAL
+    expires_at: float | None = None
 
     def may(self, scope: Scope) -> bool:
         """Whether this principal has *scope*; admin includes all others."""

@@ -71,6 +71,16 @@ class Limits(msgspec.Struct, frozen=True):
         )
 
 
+class Tier(msgspec.Struct, frozen=True):
+    """What users of one kind may do. default_max_tokens: for requests that set no limit; None: the backend's own."""
+
+    limits: Limits = Limits()
+    default_max_tokens: int | None = None
+
+
+UNLIMITED = Limits()
+NO_TIER = Tier()
+
 _WINDOWS = (
     ("requests_per_minute", Measure.REQUESTS, Period.MINUTE),
     ("requests_per_day", Measure.REQUESTS, Period.DAY),

@@ -21,6 +21,8 @@ class Ask(msgspec.Struct, frozen=True):
     """A request for a place. `estimated_tokens`: prompt, and the most that may be produced.
 
     deadline_s: how long after it was asked its last execution may begin; None: no time of its own.
+    asked_at: when the request was complete, on the asking process's monotonic clock. client: its address. streamed: whether it
+    asks for a stream.
     """
 
     request_id: str
@@ -30,6 +32,9 @@ class Ask(msgspec.Struct, frozen=True):
     estimated_tokens: int = 0
     priority: Priority = Priority.NORMAL
     deadline_s: float | None = None
+    asked_at: float = 0.0
+    client: str = ""
+    streamed: bool = False
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -63,11 +68,17 @@ class Ending(StrEnum):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What became of a grant. `usage`: what is to be charged."""
+    """What became of a grant. `usage`: what is to be charged. error: the code of what the client was told, empty without.
+
+    status: what the client was told, 0 where it left before. first_token_at: when the first of a stream came, on the monotonic
+    clock; None where nothing did.
+    """
 
     ending: Ending
     usage: Usage
     status: int = 200
+    error: str = ""
+    first_token_at: float | None = None
 
 
 class Admission(Protocol):

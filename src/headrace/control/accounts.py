@@ -1,0 +1,217 @@
+"""Users and managed keys: what is changed is kept in the database, and heeded at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import structlog
+from msgspec.structs import replace
+
+from headrace.control.access import KeyRing, digest
+from headrace.domain.access import Principal, Scope
+from headrace.domain.inference import Priority
+from headrace.domain.quota import NO_TIER, UNLIMITED, Limits, Measure, Tier
+from headrace.kernel.clock import Clock
+from headrace.kernel.errors import InvalidRequest, NotFound, RequestError
+from headrace.kernel.ids import RandomIds, api_key
+from headrace.ports.records import Accounts, ManagedKey, User
+
+log = structlog.get_logger(__name__)
+
+FOLLOW_S = 0.5
+"""How often the database is asked whether another process changed something."""
+PREFIX_CHARS = 11
+"""Of a key, kept in the clear to tell keys apart."""
+_PRIORITIES = {1: Priority.HIGH, 0: Priority.NORMAL, -1: Priority.LOW}
+
+
+class AccountBook:
+    """The users and keys of the database, and the ring that they open.
+
+    *tiers*: by name; a user of no tier, or of one that isn't configured any more, has the limits of *default*.
+    """
+
+    def __init__(
+        self,
+        accounts: Accounts,
+        ring: KeyRing,
+        clock: Clock,
+        tiers: Mapping[str, Tier] | None = None,
+        default: Tier = NO_TIER,
+    ) -> None:
+        self._accounts = accounts
+        self._ring = ring
+        self._clock = clock
+        self._tiers = tiers or {}
+        self._default = default
+        self._key_ids = RandomIds("key_")
+        self._generation = -1
+
+    async def refresh(self) -> None:
+        """Read everything anew, and heed it.
+
+        Raises:
+            Unavailable: the database can't be asked; what was known stays in force.
+        """
+        generation = await self._accounts.generation()
+        users = {user.user_id: user for user in await self._accounts.users()}
+        now = self._clock.now()
+        managed = {
+            key.digest: self._principal(key, users.get(key.user_id))
+            for key in await self._accounts.keys()
+            if key.revoked_at is None
+            and (key.expires_at is None or key.expires_at > now)
+            and (key.user_id not in users or users[key.user_id].active)
+        }
+        self._ring.replace_managed(managed)
+        self._generation = generation
+
+    async def follow(self) -> None:
+        """Heed what other processes change, for ever."""
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            try:
+                if await self._accounts.generation() != self._generation:
+                    await self.refresh()
+            except RequestError as error:
+                log.warning("keys can't be read anew", action="accounts.stale", reason=error.message)
+
+    async def users(self) -> list[User]:
+        """All users."""
+        return await self._accounts.users()
+
+    async def user(self, user_id: str) -> User:
+        """One user.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        for user in await self._accounts.users():
+            if user.user_id == user_id:
+                return user
+        raise NotFound(f"There is no user {user_id!r}.")
+
+    async def save_user(self, user: User) -> User:
+        """Add or change a user, effective at once.
+
+        Raises:
+            InvalidRequest: its tier isn't configured.
+        """
+        if user.tier and user.tier not in self._tiers:
+            known = ", ".join(sorted(self._tiers)) or "none"
+            raise InvalidRequest(f"There is no tier {user.tier!r}; configured: {known}.", param="tier")
+        saved = user if user.created_at else replace(user, created_at=self._clock.now())
+        await self._accounts.save_user(saved)
+        await self.refresh()
+        return saved
+
+    async def delete_user(self, user_id: str) -> None:
+        """Remove a user and its keys, effective at once; its records stay.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        if not await self._accounts.delete_user(user_id):
+            raise NotFound(f"There is no user {user_id!r}.")
+        await self.refresh()
+
+    async def keys(self) -> list[ManagedKey]:
+        """All managed keys, revoked ones too."""
+        return await self._accounts.keys()
+
+    async def key(self, key_id: str) -> ManagedKey:
+        """One key, by its id or its prefix.
+
+        Raises:
+            NotFound: there is none, or the prefix fits several.
+        """
+        keys = await self._accounts.keys()
+        fits = [key for key in keys if key.key_id == key_id] or [key for key in keys if key.prefix == key_id]
+        if len(fits) != 1:
+            raise NotFound(f"There is {'no' if not fits else 'more than one'} key {key_id!r}.")
+        return fits[0]
+
+    async def create_key(
+        self,
+        user_id: str,
+        *,
+        name: str = "",
+        scopes: Sequence[Scope] = (Scope.INFERENCE,),
+        models: Sequence[str] = (),
+        limits: Limits = UNLIMITED,
+        priority: int = 0,
+        expires_at: float | None = None,
+    ) -> tuple[ManagedKey, str]:
+        """A new key and its text, which is shown this once and kept nowhere. Effective at once.
+
+        Raises:
+            InvalidRequest: it has no user, or would have expired already.
+        """
+        if not user_id:
+            raise InvalidRequest("A key belongs to a user: name one.", param="user_id")
+        if expires_at is not None and expires_at <= self._clock.now():
+            raise InvalidRequest("The key would have expired already.", param="expires_at")
+        text = api_key()
+        key = ManagedKey(
+            key_id=self._key_ids(),
+            prefix=text[:PREFIX_CHARS],
+            digest=digest(text.encode()),
+            user_id=user_id,
+            name=name,
+            scopes=tuple(scopes),
+            models=tuple(models),
+            limits=limits,
+            priority=priority,
+            created_at=self._clock.now(),
+            expires_at=expires_at,
+        )
+        await self.save_key(key)
+        return key, text
+
+    async def save_key(self, key: ManagedKey) -> None:
+        """Change a key, effective at once.
+
+        Raises:
+            InvalidRequest: its priority isn't one of -1, 0 and 1.
+        """
+        if key.priority not in _PRIORITIES:
+            raise InvalidRequest("A key's priority is -1, 0 or 1.", param="priority")
+        await self._accounts.save_key(key)
+        await self.refresh()
+
+    async def revoke_key(self, key_id: str) -> ManagedKey:
+        """Let a key in no more, effective at once. Idempotent.
+
+        Raises:
+            NotFound: there is none.
+        """
+        key = await self.key(key_id)
+        if key.revoked_at is None:
+            key = replace(key, revoked_at=self._clock.now())
+            await self.save_key(key)
+        return key
+
+    def limits_of(self, user: User) -> Limits:
+        """What *user* is held to: its own limits, each where it is set, over its tier's."""
+        tier = self._tiers.get(user.tier, self._default).limits
+        own = {name: value for name in Limits.__struct_fields__ if (value := getattr(user.limits, name))}
+        return replace(tier, **own)
+
+    def _principal(self, key: ManagedKey, user: User | None) -> Principal:
+        windows = key.limits.windows(f"key:{key.key_id}")
+        tier = self._default
+        if user is not None:
+            windows += self.limits_of(user).windows(f"user:{user.user_id}")
+            tier = self._tiers.get(user.tier, self._default)
+        return Principal(
+            key.key_id,
+            frozenset(key.scopes),
+            user=key.user_id,
+            models=key.models,
+            entry=tuple(window for window in windows if window.measure is not Measure.TOKENS),
+            tokens=tuple(window for window in windows if window.measure is Measure.TOKENS),
+            default_max_tokens=tier.default_max_tokens,
+            priority=_PRIORITIES.get(key.priority, Priority.NORMAL),
+            expires_at=key.expires_at,
+        )
