@@ -229,7 +229,6 @@ class TestAliases:
     @pytest.mark.parametrize(
         "name",
         [
-            "DATABASE_URL",
             "ENROLLMENT_SECRET",
             "ENROLLMENT_TTL_SECONDS",
             "RATE_LIMIT",
@@ -494,6 +493,46 @@ def test_whatever_stands_for_a_duration_or_size_is_read_or_refused_in_words(valu
         assert name in said if read is None else read >= 0
 
 
+class TestStorage:
+    URL = "postgresql://me:p@ss/w:rd@db.example:5432/own?sslmode=require&password=sesame"
+
+    def test_the_founding_documents_name_of_its_url_is_an_alias(self) -> None:
+        found = load(None, {"DATABASE_URL": "sqlite:///./x.db"})
+        assert found.storage.url.get_secret_value() == "sqlite:///./x.db"
+        assert (found.unused_aliases, found.warnings) == ((), ())
+        assert load(None, {}).storage.url.get_secret_value() == "sqlite"
+
+    def test_its_password_is_shown_nowhere(self) -> None:
+        found = load(None, {"DATABASE_URL": self.URL})
+        for text in (repr(found), str(found.storage), reference.show(found), str(reference.shown(found))):
+            assert "w:rd" not in text
+            assert "sesame" not in text
+            assert "me:********@db.example:5432/own?sslmode=require&password=********" in text
+        assert found.storage.url.get_secret_value() == self.URL
+
+    @pytest.mark.parametrize(
+        "url", ["sesame", "mysql://me:sesame@h/d", "sqlite://", "sqlite:sesame", "postgres://"]
+    )
+    def test_what_is_no_databases_address_is_refused_without_quoting_it(self, url: str) -> None:
+        with pytest.raises(ConfigError, match="has to be the address of a database") as caught:
+            load(None, {"HEADRACE_STORAGE__URL": url})
+        assert "sesame" not in caught.value.message
+
+    def test_a_file_is_relative_to_the_file_it_is_written_in(self, tmp_path: Path) -> None:
+        path = tmp_path / "headrace.toml"
+        for written, meant in (
+            ("sqlite:///data/x.db", f"sqlite:///{tmp_path}/data/x.db"),
+            ("sqlite:////var/x.db", "sqlite:////var/x.db"),
+            ("sqlite", "sqlite"),
+            ("postgresql:///x", "postgresql:///x"),
+        ):
+            path.write_text(f'[storage]\nurl = "{written}"\n')
+            assert load(path, {}).storage.url.get_secret_value() == meant
+
+    def test_the_schema_for_editors_knows_the_default(self) -> None:
+        assert reference.schema()["$defs"]["Storage"]["properties"]["url"]["default"] == "sqlite"
+
+
 def test_the_schema_knows_every_key() -> None:
     schema = reference.schema()
     assert set(schema["properties"]) == {
@@ -504,6 +543,7 @@ def test_the_schema_knows_every_key() -> None:
         "ollama",
         "limits",
         "models",
+        "storage",
         "log",
     }
     assert "header_timeout" in schema["$defs"]["Server"]["properties"]

@@ -15,6 +15,7 @@ Location = tuple[str | int, ...]
 
 ALIASES: dict[str, tuple[str, str]] = {
     "API_KEYS": ("auth", "api_keys"),
+    "DATABASE_URL": ("storage", "url"),
     "DEFAULT_EMBED_MODEL": ("models", "default_embed"),
     "DEFAULT_MODEL": ("models", "default"),
     "LOCAL_RUNTIME_ENABLED": ("ollama", "probe"),
@@ -27,7 +28,6 @@ COMPAT_ALIASES: dict[str, tuple[str, str]] = {"HOST": ("server", "host"), "PORT"
 """Names that shells set by themselves: they count only with `HEADRACE_COMPAT=ollabridge`."""
 
 UNUSED_ALIASES: dict[str, str] = {
-    "DATABASE_URL": "there is no database yet",
     "ENROLLMENT_SECRET": "nodes can't enroll yet",
     "ENROLLMENT_TTL_SECONDS": "nodes can't enroll yet",
     "MODE": "this program is always a gateway",

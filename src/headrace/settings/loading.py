@@ -89,7 +89,17 @@ def _read(path: Path) -> dict[str, Any]:
         _settle_model(item, path.parent)
     for item in document.get("upstreams", ()) if isinstance(document.get("upstreams"), list) else ():
         _settle_paths(item, path.parent)
+    _settle_storage(document.get("storage"), path.parent)
     return document
+
+
+def _settle_storage(storage: object, folder: Path) -> None:
+    """A database file, too, is relative to the file it is written in."""
+    if not isinstance(storage, dict):
+        return
+    scheme, mark, place = str(storage.get("url", "")).partition(":///")
+    if mark and scheme.startswith("sqlite") and place and not place.startswith(":"):
+        storage["url"] = f"{scheme}:///{folder / Path(place).expanduser()}"
 
 
 def _settle_model(engine: object, folder: Path) -> None:

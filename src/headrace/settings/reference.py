@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from headrace.settings import environment, fields
 from headrace.settings.schema import ConfigFile, Section, Settings
-from headrace.settings.values import InConfigFolder, Unit
+from headrace.settings.values import InConfigFolder, StorageUrl, Unit
 
 HIDDEN = "********"
 _SIZES = (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024), ("B", 1))
@@ -80,6 +80,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(getattr(value, key)) for key in type(value).model_fields}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, StorageUrl):
+        return str(value)  # itself without its password
     if isinstance(value, SecretStr):
         return HIDDEN
     if isinstance(value, Enum):

@@ -18,12 +18,14 @@ from headrace.settings.values import (
     BackendUrl,
     Bytes,
     ConfiguredPath,
+    Database,
     Key,
     ModelName,
     Name,
     OptionalKey,
     Origin,
     Seconds,
+    StorageUrl,
 )
 
 
@@ -214,6 +216,20 @@ class Models(Section):
     )
 
 
+class Storage(Section):
+    """Where users, keys, records of requests and quota are kept."""
+
+    url: Database = Field(
+        default=StorageUrl("sqlite"),
+        json_schema_extra={"default": "sqlite"},
+        description="`sqlite`: the file `headrace.db` in the data folder. Or `sqlite:///path/to/file.db`, or "
+        "`postgresql://user:password@host/database`, with what libpq knows behind a `?` (`sslmode=verify-full`).",
+    )
+    records_retention: Seconds = Field(
+        default=30 * 86400.0, gt=0, description="How long the record of a request is kept."
+    )
+
+
 class LogLevel(StrEnum):
     """How much is told."""
 
@@ -249,6 +265,7 @@ class ConfigFile(Section):
     ollama: Ollama = Ollama()
     limits: Limits = Limits()
     models: Models = Models()
+    storage: Storage = Storage()
     log: Log = Log()
 
 

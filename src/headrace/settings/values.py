@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, SecretStr, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, SecretStr, WithJsonSchema
 
 from headrace.kernel.units import parse_bytes, parse_seconds
 
@@ -46,6 +46,7 @@ _MOST_DIGITS = 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 _ORIGIN = re.compile(r"(https?)://(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}|\*))?")
+_STORAGE_URL = re.compile(r"(sqlite(\+\w+)?:///|postgres(ql)?(\+\w+)?://)[^\s]")
 HEADER_SAFE = re.compile(r"[\x21-\x7e]+")
 
 
@@ -64,6 +65,28 @@ def _model_name(value: str) -> str:
             "a letter or digit first"
         )
     return value
+
+
+class StorageUrl(SecretStr):
+    """Where a database is. It is shown without its password."""
+
+    def _display(self) -> str:
+        scheme, mark, rest = self.get_secret_value().partition("://")
+        login, at, place = rest.rpartition("@")
+        user, colon, _ = login.partition(":")
+        login = f"{user}:********" if colon else login
+        return re.sub(r"(password=)[^&]*", r"\1********", f"{scheme}{mark}{login}{at}{place}")
+
+
+def _storage_url(value: StorageUrl) -> StorageUrl:
+    """Never quotes the value: it may hold a password."""
+    text = value.get_secret_value().strip()
+    if text != "sqlite" and not _STORAGE_URL.match(text):
+        raise ValueError(
+            "it has to be the address of a database, like sqlite, sqlite:///path/to/file.db or "
+            "postgresql://user:password@host/database"
+        )
+    return StorageUrl(text)
 
 
 def _key(value: SecretStr) -> SecretStr:
@@ -107,6 +130,12 @@ Name = Annotated[str, AfterValidator(_name)]
 ModelName = Annotated[str, AfterValidator(_model_name)]
 Key = Annotated[SecretStr, AfterValidator(_key)]
 BackendUrl = Annotated[str, AfterValidator(_backend_url)]
+Database = Annotated[
+    StorageUrl,
+    AfterValidator(_storage_url),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string"}),
+]
 Origin = Annotated[str, AfterValidator(_origin)]
 ConfiguredPath = Annotated[Path | None, BeforeValidator(_none_if_empty), InConfigFolder()]
 OptionalKey = Annotated[Key | None, BeforeValidator(_none_if_empty)]
