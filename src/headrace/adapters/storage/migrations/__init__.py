@@ -1,0 +1,1 @@
+"""Alembic's steps, forward only: `versions/` has one file for each, `env.py` runs them."""

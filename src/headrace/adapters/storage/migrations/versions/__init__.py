@@ -1,0 +1,1 @@
+"""One file for each schema. What was released is never edited."""
