@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from headrace.adapters.storage import reference as database
 from headrace.cli import reference as commands
 from headrace.settings import reference as settings
 
-PAGES = {"configuration.md": settings.configuration_page, "cli.md": commands.page}
+PAGES = {
+    "configuration.md": settings.configuration_page,
+    "cli.md": commands.page,
+    "database.md": database.page,
+}
 
 
 def main(folder: Path = Path("docs/reference")) -> None:

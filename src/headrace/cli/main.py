@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
-from headrace.cli import chat, config, doctor, models, pull, up, version
+from headrace.cli import chat, config, db, doctor, models, pull, up, version
 from headrace.kernel.errors import HeadraceError
 
 
@@ -52,6 +52,7 @@ def build() -> typer.Typer:
     for command in (up.up, chat.chat, models.models, pull.pull, doctor.doctor, version.version):
         app.command()(command)
     app.add_typer(config.build(), name="config")
+    app.add_typer(db.build(), name="db")
     return app
 
 
