@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from headrace.adapters.storage.accounts import SqlAccounts
 from headrace.adapters.storage.backend import choose
@@ -129,6 +130,33 @@ async def test_a_connection_that_the_server_ended_is_not_noticed_by_anyone(
             )
             assert len(await accounts.users()) == number + 1
             await accounts.save_user(User(user_id=f"user{number}"))
+
+
+DIES_AT_THE_FIRST_COMMIT = """
+CREATE SEQUENCE deaths;
+CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  IF nextval('deaths') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()), pg_sleep(5); END IF;
+  RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER dies AFTER INSERT ON generations DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION die();
+"""
+
+
+async def test_work_whose_commit_was_lost_is_done_again_only_where_that_does_no_harm(
+    own: Postgres, tmp_path: Path
+) -> None:
+    async with opened(own.database(), tmp_path, PATIENT) as database:
+        await database.write(lambda connection: connection.execute(text(DIES_AT_THE_FIRST_COMMIT)).close())
+        add = text("INSERT INTO generations VALUES ('x', 1) ON CONFLICT DO NOTHING")
+        with pytest.raises(Unavailable, match="nobody knows whether it did"):
+            await database.write(lambda connection: connection.execute(add).close())
+        await database.write(
+            lambda connection: connection.execute(text("ALTER SEQUENCE deaths RESTART")).close()
+        )
+        await database.write(lambda connection: connection.execute(add).close(), repeatable=True)
+        deaths = text("SELECT last_value FROM deaths")
+        assert await database.read(lambda connection: connection.execute(deaths).scalar()) == 2
+        assert await SqlAccounts(database).generation() == 0
 
 
 async def test_one_that_starts_a_little_later_is_waited_for(own: Postgres, tmp_path: Path) -> None:
