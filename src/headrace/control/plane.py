@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from headrace.control.placement import RETRY_UNREACHABLE_S, choose, expected_wait, hopeless
 from headrace.control.queueing import Call, WaitingRoom
+from headrace.control.recording import Recorder, code_of
 from headrace.control.registry import Registry
 from headrace.domain.fleet import ModelInfo, Node, NodeState, near_names
 from headrace.domain.inference import Priority
@@ -41,8 +42,15 @@ class LocalControlPlane(ControlPlane):
     """
 
     def __init__(
-        self, registry: Registry, clock: Clock, *, queue_size: int = 1024, queue_wait_s: float = 60.0
+        self,
+        registry: Registry,
+        clock: Clock,
+        *,
+        queue_size: int = 1024,
+        queue_wait_s: float = 60.0,
+        recorder: Recorder | None = None,
     ) -> None:
+        self._recorder = recorder
         self._registry = registry
         self._clock = clock
         self._room = WaitingRoom(clock, self._expired, size=queue_size, wait_s=queue_wait_s)
@@ -125,6 +133,8 @@ class LocalControlPlane(ControlPlane):
         totals.prompt_tokens += outcome.usage.prompt_tokens
         totals.completion_tokens += outcome.usage.completion_tokens
         totals.requests[outcome.ending] += 1
+        if self._recorder is not None:
+            self._recorder.finished(grant, outcome)
         self._release(grant.target)
         if self._queue.depth:
             self._fill(grant.target)
@@ -134,6 +144,8 @@ class LocalControlPlane(ControlPlane):
         if self._room.leave(call):
             self.totals.withdrawn += 1
             self.totals.requests[Ending.CANCELLED] += 1
+            if self._recorder is not None:
+                self._recorder.withdrawn(call.ask)
 
     def _again(self, call: Call, grant: Grant, failure: Failure) -> None:
         """Grant *call* another place, let it wait at the front, or refuse it."""
@@ -225,7 +237,9 @@ class LocalControlPlane(ControlPlane):
 
     def _refuse(self, call: Call, refusal: RequestError) -> None:
         self.totals.requests[Ending.FAILED] += 1
-        self.totals.refusals[getattr(refusal, "code", None) or type(refusal).__name__] += 1
+        self.totals.refusals[code_of(refusal)] += 1
+        if self._recorder is not None:
+            self._recorder.refused(call.ask, refusal)
         call.told.refused(refusal)
 
     def _leave_alone(self, call: Call, node_id: str, pause_s: float) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from headrace.control.recording import Recorder, code_of
 from headrace.domain.inference import Usage
 from headrace.domain.quota import Measure, Period, Window
 from headrace.kernel.clock import Clock
@@ -28,10 +29,13 @@ _SOON = (Period.NOW, Period.MINUTE)
 class QuotaPlane(ControlPlane):
     """A control plane that asks *ledger* before and after *placing* grants. Who has no limits passes it by."""
 
-    def __init__(self, placing: ControlPlane, ledger: QuotaLedger, clock: Clock) -> None:
+    def __init__(
+        self, placing: ControlPlane, ledger: QuotaLedger, clock: Clock, recorder: Recorder | None = None
+    ) -> None:
         self.placing = placing
         self.ledger = ledger
         self.clock = clock
+        self._recorder = recorder
         self._held: dict[str, _Held] = {}
         self.refusals: dict[str, int] = {}
 
@@ -39,7 +43,7 @@ class QuotaPlane(ControlPlane):
         """See the port."""
         principal = ask.principal
         if principal.models and not principal.may_use(ask.model):
-            told.refused(self.count(_not_allowed(ask.model)))
+            told.refused(self.count(ask, _not_allowed(ask.model)))
             return _NOTHING
         if not principal.entry and not principal.tokens:
             return self.placing.admit(ask, told)
@@ -71,9 +75,15 @@ class QuotaPlane(ControlPlane):
         """*held* won't be granted again."""
         self._held.pop(held.ask.request_id, None)
 
-    def count(self, refusal: RequestError) -> RequestError:
+    def count(self, ask: Ask, refusal: RequestError) -> RequestError:
+        """Count and record a request that is refused before it was placed."""
+        if self._recorder is not None:
+            self._recorder.refused(ask, refusal)
+        return self.tally(refusal)
+
+    def tally(self, refusal: RequestError) -> RequestError:
         """Count a refusal by its code."""
-        code = getattr(refusal, "code", None) or type(refusal).__name__
+        code = code_of(refusal)
         self.refusals[code] = self.refusals.get(code, 0) + 1
         return refusal
 
@@ -179,14 +189,17 @@ class _Held(Admission, Waiting):
     def _tokens_decided(self, grant: Grant, verdict: Verdict) -> None:
         self._reserved = verdict.granted
         self._standings += verdict.standings
+        placing = self._owner.placing
         if self._withdrawn:
-            self._owner.placing.finish(grant, _UNUSED)
+            placing.finish(grant, Outcome(Ending.CANCELLED, Usage(), status=0))
             self._give_back()
         elif verdict.granted:
             self._pass_on(grant)
         else:
-            self._owner.placing.finish(grant, _UNUSED)
-            self._refuse(verdict)
+            refusal = self._refusal(verdict)
+            placing.finish(grant, Outcome(Ending.FAILED, Usage(), status=429, error=code_of(refusal)))
+            self._give_back()
+            self.told.refused(self._owner.tally(refusal))
 
     def _pass_on(self, grant: Grant) -> None:
         self._executed = True
@@ -205,14 +218,15 @@ class _Held(Admission, Waiting):
 
     def _refuse(self, verdict: Verdict) -> None:
         self._give_back()
+        self.told.refused(self._owner.count(self.ask, self._refusal(verdict)))
+
+    def _refusal(self, verdict: Verdict) -> RequestError:
         if verdict.unavailable:
-            refusal: RequestError = Unavailable(
+            return Unavailable(
                 "The quotas can't be checked at the moment.", retry_after_s=1.0, code="quota_unavailable"
             )
-        else:
-            needed = {Measure.TOKENS: self.ask.estimated_tokens}
-            refusal = _exceeded(verdict, needed, self._owner.clock.now(), self._budgets(verdict.standings))
-        self.told.refused(self._owner.count(refusal))
+        needed = {Measure.TOKENS: self.ask.estimated_tokens}
+        return _exceeded(verdict, needed, self._owner.clock.now(), self._budgets(verdict.standings))
 
     def _give_back(self) -> None:
         """Undo what was reserved: it was never executed."""
@@ -245,7 +259,6 @@ class _Nothing(Waiting):
 
 
 _NOTHING = _Nothing()
-_UNUSED = Outcome(Ending.FAILED, Usage())
 
 
 def _not_allowed(model: str) -> Forbidden:

@@ -9,6 +9,7 @@ admit ─► granted ─► attempt ─┬─► completed ───────
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 
 from headrace.core.answer import Answer
@@ -34,18 +35,35 @@ from headrace.wire.openai import InferenceBody
 class Inference:
     """Runs requests: asks control for a place, and moves the bytes between the node's connector and the client.
 
-    `connectors` is the live mapping from node id to connector; `active` the calls that haven't settled yet.
+    `connectors` is the live mapping from node id to connector; `active` the calls that haven't settled yet; `status_of` tells
+    which status a client is told with an error, for the records.
     """
 
-    def __init__(self, control: ControlPlane, connectors: Mapping[str, Connector]) -> None:
+    def __init__(
+        self,
+        control: ControlPlane,
+        connectors: Mapping[str, Connector],
+        status_of: Callable[[RequestError], int] = lambda _error: 0,
+    ) -> None:
+        self.status_of = status_of
         self._control = control
         self._connectors = connectors
         self.active: set[InferenceCall] = set()
 
     def start(
-        self, request_id: str, principal: Principal, body: InferenceBody, answer: Answer
+        self,
+        request_id: str,
+        principal: Principal,
+        body: InferenceBody,
+        answer: Answer,
+        *,
+        asked_at: float = 0.0,
+        client: str = "",
     ) -> InferenceCall:
-        """Begin. Returns at once; *answer* hears the rest, perhaps before this returned."""
+        """Begin. Returns at once; *answer* hears the rest, perhaps before this returned.
+
+        asked_at: when the request was complete, on the monotonic clock. client: its address.
+        """
         if principal.default_max_tokens is not None:
             body.limit(principal.default_max_tokens)
         ask = Ask(
@@ -55,6 +73,9 @@ class Inference:
             model=body.model,
             estimated_tokens=body.prompt_tokens + (body.max_tokens or 0) * body.choices,
             priority=principal.priority,
+            asked_at=asked_at,
+            client=client,
+            streamed=body.stream,
         )
         call = InferenceCall(ask, body, answer, self)
         self.active.add(call)
@@ -78,6 +99,7 @@ class InferenceCall(Admission, Told, Exchange):
         "_client_gone",
         "_connectors",
         "_control",
+        "_first_at",
         "_grant",
         "_owner",
         "_passing",
@@ -98,6 +120,7 @@ class InferenceCall(Admission, Told, Exchange):
         self._grant: Grant | None = None
         self._waiting: Waiting | None = None
         self._client_gone = False
+        self._first_at: float | None = None
         self._passing = False
         self._paused = False
         self._turn = 0
@@ -144,7 +167,7 @@ class InferenceCall(Admission, Told, Exchange):
     def granted(self, grant: Grant) -> None:
         """Run it on the node that was granted."""
         if self._client_gone:
-            self._settle(grant, Ending.CANCELLED, Usage())
+            self._settle(grant, Ending.CANCELLED, Usage(), status=0)
             return
         self._grant = grant
         connector = self._connectors.get(grant.target)
@@ -168,6 +191,8 @@ class InferenceCall(Admission, Told, Exchange):
     def answering(self, content_type: bytes) -> None:
         """The answer begins: no other attempt after this."""
         self._passing = True
+        if self._body.stream:
+            self._first_at = time.monotonic()
         if not self._client_gone:
             self._answer.head(content_type, self._held())
 
@@ -184,7 +209,7 @@ class InferenceCall(Admission, Told, Exchange):
 
     def rejected(self, error: RequestError, usage: Usage) -> None:
         """The backend refused the request itself."""
-        self._settle(self._held(), Ending.FAILED, usage)
+        self._settle(self._held(), Ending.FAILED, usage, error)
         if not self._client_gone:
             self._answer.fail(error)
 
@@ -192,10 +217,11 @@ class InferenceCall(Admission, Told, Exchange):
         """The attempt came to nothing, or broke off."""
         self._attempt = None
         if self._client_gone:
-            self._settle(self._held(), Ending.CANCELLED, usage)
+            self._settle(self._held(), Ending.CANCELLED, usage, status=200 if self._passing else 0)
         elif self._passing:
-            self._settle(self._held(), Ending.FAILED, usage)
-            self._answer.fail(_broken(failure))
+            error = _broken(failure)
+            self._settle(self._held(), Ending.FAILED, usage, error)
+            self._answer.fail(error)
         else:
             self._again(failure)
 
@@ -239,11 +265,17 @@ class InferenceCall(Admission, Told, Exchange):
         assert self._grant is not None, "an attempt runs under a grant"
         return self._grant
 
-    def _settle(self, grant: Grant, ending: Ending, usage: Usage) -> None:
+    def _settle(
+        self, grant: Grant, ending: Ending, usage: Usage, error: RequestError | None = None, status: int = 200
+    ) -> None:
         self._attempt = None
         self._waiting = None
         self._owner.active.discard(self)
-        self._control.finish(grant, Outcome(ending, usage))
+        code = ""
+        if error is not None:
+            code = getattr(error, "code", None) or type(error).__name__
+            status = status if self._first_at is not None else self._owner.status_of(error)
+        self._control.finish(grant, Outcome(ending, usage, status, code, self._first_at))
 
 
 def _broken(failure: Failure) -> RequestError:
