@@ -16,12 +16,22 @@ from typing import Any
 import structlog
 import uvloop
 
+from headrace.adapters.ledger.memory import MemoryLedger
+from headrace.adapters.storage.accounts import SqlAccounts
+from headrace.adapters.storage.backend import Backend, choose
+from headrace.adapters.storage.database import Database
+from headrace.adapters.storage.journal import SqlJournal
+from headrace.adapters.storage.records import SqlRecords
+from headrace.adapters.storage.retention import Retention
 from headrace.connectors.direct import DirectConnector
 from headrace.connectors.direct import Limits as ConnectionPool
 from headrace.connectors.endpoint import Endpoint, Tls
 from headrace.control.access import FIRST_KEY_FILE, KeyRing, admit_first_key
+from headrace.control.accounts import AccountBook
 from headrace.control.discovery import Discovery, Watched
 from headrace.control.plane import LocalControlPlane
+from headrace.control.quota import QuotaPlane
+from headrace.control.recording import Recorder
 from headrace.control.registry import Registry
 from headrace.core.inference import Inference
 from headrace.domain.fleet import ModelInfo, Node, NodeState
@@ -34,6 +44,7 @@ from headrace.gateway.app import build_app
 from headrace.gateway.cors import OriginPolicy
 from headrace.gateway.gate import ConnectionLimits
 from headrace.gateway.listener import Listener, bind, raise_open_files_limit
+from headrace.gateway.problems import problem
 from headrace.gateway.requests import BodyLimits
 from headrace.gateway.token_lane import TokenLane
 from headrace.kernel.aio import Tasks
@@ -65,16 +76,21 @@ def serve(settings: Settings, *, banner: Callable[[str], None], progress: Progre
     listening = bind(settings.server.host, settings.server.port)
     catalog = Catalog.from_environment(settings.cache, os.environ)
     try:
+        backend = choose(settings.storage.url.get_secret_value(), settings.home)
         if settings.serves_demo:
             catalog.resolve("demo", progress)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(settings, listening, catalog, banner))
+            return runner.run(_serve(settings, listening, catalog, backend, banner))
     finally:
         listening.close()
 
 
 async def _serve(
-    settings: Settings, listening: socket.socket, catalog: Catalog, banner: Callable[[str], None]
+    settings: Settings,
+    listening: socket.socket,
+    catalog: Catalog,
+    backend: Backend,
+    banner: Callable[[str], None],
 ) -> int:
     stop, force = asyncio.Event(), asyncio.Event()
 
@@ -84,7 +100,7 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, signalled)
-    async with running(settings, listening, catalog) as service:
+    async with running(settings, listening, catalog, backend) as service:
         banner(_welcome(settings, service))
         gc.collect()
         gc.freeze()  # what is there now stays: the collector needn't look at it again and again while requests wait
@@ -124,17 +140,32 @@ class Service:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, listening: socket.socket, catalog: Catalog) -> AsyncIterator[Service]:
+async def running(
+    settings: Settings, listening: socket.socket, catalog: Catalog, backend: Backend
+) -> AsyncIterator[Service]:
     """Everything that the settings ask for, started; at the end closed again, in the opposite order."""
     clock = SystemClock()
     keys, registry = KeyRing(), Registry()
-    first_key = _let_in(keys, settings)
     connectors: dict[str, Connector] = {}
-    control = LocalControlPlane(
-        registry, clock, queue_size=settings.limits.queue_size, queue_wait_s=settings.limits.queue_wait
-    )
-    inference = Inference(control, connectors)
     async with contextlib.AsyncExitStack() as stack:
+        kept = await _kept(settings, backend, clock, stack)
+        first_key = _let_in(keys, settings)
+        tiers = {tier.name: tier.allowance for tier in settings.tiers}
+        book = AccountBook(kept.accounts, keys, clock, tiers, settings.limits.allowance)
+        await book.refresh()
+        following = Tasks()
+        stack.push_async_callback(following.close)
+        following.spawn(book.follow(), name="accounts.follow")
+        recorder = Recorder(kept.records, clock, lambda error: problem(error).status)
+        control = LocalControlPlane(
+            registry,
+            clock,
+            queue_size=settings.limits.queue_size,
+            queue_wait_s=settings.limits.queue_wait,
+            recorder=recorder,
+        )
+        metered = QuotaPlane(control, kept.ledger, clock, recorder)
+        inference = Inference(metered, connectors, recorder.status_of)
         engines = settings.effective_engines
         # Engines whose threads wait for each other crawl: where there are several, each gets its share of the processor.
         share = max(1, (os.cpu_count() or 1) // len(engines)) if len(engines) > 1 else 0
@@ -146,8 +177,8 @@ async def running(settings: Settings, listening: socket.socket, catalog: Catalog
         watched = [_upstream(upstream, connectors, clock) for upstream in settings.upstreams]
         if settings.ollama.probe and "ollama" not in connectors:  # else one of that name is configured
             watched.append(_local_ollama(settings, connectors, clock))
-        for backend in watched:
-            stack.push_async_callback(connectors[backend.node.id].close)
+        for one in watched:
+            stack.push_async_callback(connectors[one.node.id].close)
         discovery = Discovery(registry, connectors)
         control.on_unreachable = discovery.unreachable
         stack.push_async_callback(discovery.close)
@@ -162,10 +193,38 @@ async def running(settings: Settings, listening: socket.socket, catalog: Catalog
         yield service
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What survives a restart."""
+
+    accounts: SqlAccounts
+    records: SqlRecords
+    ledger: MemoryLedger
+
+
+async def _kept(
+    settings: Settings, backend: Backend, clock: Clock, stack: contextlib.AsyncExitStack
+) -> _Kept:
+    """Open the database, and what is kept in it; *stack* closes it again."""
+    database = Database(backend, clock)
+    stack.push_async_callback(database.close)
+    await database.open()
+    records = SqlRecords(database, clock)
+    stack.push_async_callback(records.close)
+    journal = SqlJournal(database)
+    ledger = MemoryLedger(journal, clock)
+    stack.push_async_callback(ledger.close)
+    await ledger.open()
+    retention = Retention(records, journal, clock, records_s=settings.storage.records_retention)
+    stack.push_async_callback(retention.close)
+    retention.start()
+    return _Kept(SqlAccounts(database), records, ledger)
+
+
 def _let_in(keys: KeyRing, settings: Settings) -> tuple[str, bool] | None:
     """Fill the key ring; the first key, and whether it is new, where no other was given."""
     for key in settings.auth.api_keys:
-        keys.add(key.get_secret_value())
+        keys.add(key.get_secret_value(), tier=settings.limits.allowance)
     if settings.auth.api_keys:
         return None
     return admit_first_key(keys, settings.home)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from headrace.adapters.storage.backend import choose
 from headrace.bootstrap import running
 from headrace.engine.catalog import Catalog
 from headrace.gateway.listener import bind
@@ -38,7 +39,9 @@ async def test_a_local_ollama_is_found_at_the_start_and_used_beside_upstreams(tm
         text = f'[ollama]\nurl = "{ollama.url}"\n[[upstreams]]\nname = "up"\nurl = "{upstream.url}"\n'
         settings = await asyncio.to_thread(configured, tmp_path, text)
         catalog = Catalog.from_environment(settings.cache, os.environ)
-        async with running(settings, bind("127.0.0.1", 0), catalog) as service:
+        async with running(
+            settings, bind("127.0.0.1", 0), catalog, choose("sqlite", settings.home)
+        ) as service:
             assert await models(service.port) == ["a", "llama3:8b"]
             body = {"model": "llama3:8b", "messages": [{"role": "user", "content": "hi"}]}
             response = await call(
@@ -55,7 +58,9 @@ async def test_an_upstream_called_ollama_is_the_one_that_counts(tmp_path: Path) 
         text = f'[ollama]\nurl = "{local.url}"\n[[upstreams]]\nname = "ollama"\nurl = "{mine.url}"\n'
         settings = await asyncio.to_thread(configured, tmp_path, text)
         catalog = Catalog.from_environment(settings.cache, os.environ)
-        async with running(settings, bind("127.0.0.1", 0), catalog) as service:
+        async with running(
+            settings, bind("127.0.0.1", 0), catalog, choose("sqlite", settings.home)
+        ) as service:
             assert await models(service.port) == ["mine"]
 
 
@@ -67,7 +72,7 @@ async def test_an_upstream_that_comes_up_later_is_used_then(tmp_path: Path) -> N
     text = f'[ollama]\nprobe = false\n[[upstreams]]\nname = "late"\nurl = "{late.url}"\napi_key = "sk-up"\n'
     settings = await asyncio.to_thread(configured, tmp_path, text)
     catalog = Catalog.from_environment(settings.cache, os.environ)
-    async with running(settings, bind("127.0.0.1", 0), catalog) as service:
+    async with running(settings, bind("127.0.0.1", 0), catalog, choose("sqlite", settings.home)) as service:
         body = json.dumps({"model": "late", "messages": [{"role": "user", "content": "hi"}]}).encode()
         early = await call(service.port, "POST", "/v1/chat/completions", AUTH, body)
         assert (early.status, early.error["code"]) == (503, "no_healthy_backend")

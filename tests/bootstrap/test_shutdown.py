@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from headrace.adapters.storage.backend import choose
 from headrace.bootstrap import Service, running
 from headrace.engine.catalog import Catalog
 from headrace.gateway.listener import bind
@@ -42,7 +43,7 @@ async def service(
     settings = await asyncio.to_thread(configured, folder, engine.url, drain, delay)
     listening = bind("127.0.0.1", 0)
     catalog = Catalog.from_environment(settings.cache, os.environ)
-    async with running(settings, listening, catalog) as service:
+    async with running(settings, listening, catalog, choose("sqlite", settings.home)) as service:
         yield service
 
 

@@ -16,7 +16,7 @@ class Recorder:
     def __init__(self, records: Records, clock: Clock, status_of: Callable[[RequestError], int]) -> None:
         self._records = records
         self._clock = clock
-        self._status_of = status_of
+        self.status_of = status_of
 
     def finished(self, grant: Grant, outcome: Outcome) -> None:
         """A granted request has ended."""
@@ -53,7 +53,7 @@ class Recorder:
 
     def refused(self, ask: Ask, refusal: RequestError) -> None:
         """A request got no place, or no further one."""
-        self._add(ask, "refused", self._status_of(refusal), code_of(refusal))
+        self._add(ask, "refused", self.status_of(refusal), code_of(refusal))
 
     def withdrawn(self, ask: Ask) -> None:
         """The client left before it got a place."""

@@ -77,8 +77,8 @@ def sentences(error: ValidationError, places: Places) -> Iterator[str]:
 
 
 def duplicates(document: Mapping[str, Any], places: Places) -> Iterator[str]:
-    """Engines of one id, upstreams of one name."""
-    for section, key in (("engines", "id"), ("upstreams", "name")):
+    """Engines of one id, upstreams or tiers of one name."""
+    for section, key in (("engines", "id"), ("upstreams", "name"), ("tiers", "name")):
         seen: dict[str, Location] = {}
         items = document.get(section)
         for number, item in enumerate(items if isinstance(items, list) else ()):

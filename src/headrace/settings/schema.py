@@ -12,6 +12,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from headrace.domain import quota as domain
 from headrace.kernel.errors import ConfigError
 from headrace.settings.values import (
     HEADER_SAFE,
@@ -195,8 +196,37 @@ class Ollama(Section):
     url: BackendUrl = Field(default="http://127.0.0.1:11434", description="Where to look.")
 
 
-class Limits(Section):
-    """What one request may take."""
+class Allowance(Section):
+    """What one who asks may use; 0 is no limit. Windows begin with their unit of UTC."""
+
+    requests_per_minute: int = Field(default=0, ge=0, description="Requests in a minute.")
+    requests_per_day: int = Field(default=0, ge=0, description="Requests in a day.")
+    requests_per_month: int = Field(default=0, ge=0, description="Requests in a month.")
+    tokens_per_minute: int = Field(default=0, ge=0, description="Tokens in a minute, read and written.")
+    tokens_per_day: int = Field(default=0, ge=0, description="Tokens in a day.")
+    tokens_per_month: int = Field(default=0, ge=0, description="Tokens in a month.")
+    concurrency: int = Field(default=0, ge=0, description="Requests that wait or run at once.")
+    default_max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Limit of an answer for requests that set none, and what they are reckoned with; unset: the backend's own.",
+    )
+
+    @property
+    def allowance(self) -> domain.Tier:
+        """The same as the control plane knows it."""
+        limits = {name: getattr(self, name) for name in domain.Limits.__struct_fields__}
+        return domain.Tier(domain.Limits(**limits), self.default_max_tokens)
+
+
+class Tier(Allowance):
+    """What the users of one kind may use. A user's own limits win over those of its tier."""
+
+    name: Name = Field(description="Its name; unique.")
+
+
+class Limits(Allowance):
+    """What one request may take, and what each key or user may use that has no tier and no limit of its own."""
 
     max_body: Bytes = Field(default=10 * 1024 * 1024, ge=1024, description="Size of a request body at most.")
     queue_wait: Seconds = Field(
@@ -264,6 +294,7 @@ class ConfigFile(Section):
     upstreams: tuple[Upstream, ...] = ()
     ollama: Ollama = Ollama()
     limits: Limits = Limits()
+    tiers: tuple[Tier, ...] = ()
     models: Models = Models()
     storage: Storage = Storage()
     log: Log = Log()
