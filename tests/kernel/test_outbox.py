@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from headrace.kernel.outbox import Outbox
+from headrace.kernel.outbox import MAX_HELD_BYTES, Outbox
 
 
 class Transport:
@@ -75,3 +75,15 @@ async def test_what_is_sent_while_flushing_goes_out_in_the_next_turn() -> None:
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert transport.writes == [b"first", b"again"]
+
+
+async def test_much_is_written_before_the_turn_ends_so_that_the_transport_can_say_that_it_is_full() -> None:
+    outbox, transport = Outbox(), Transport()
+    outbox.send(transport, b"a")
+    outbox.send(transport, b"b" * MAX_HELD_BYTES)
+    assert transport.writes == [b"a" + b"b" * MAX_HELD_BYTES]
+    outbox.send(transport, b"c" * (MAX_HELD_BYTES + 1))
+    assert len(transport.writes) == 2
+    outbox.send(transport, b"d")
+    await asyncio.sleep(0)
+    assert transport.writes[2:] == [b"d"]

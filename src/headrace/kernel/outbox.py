@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+MAX_HELD_BYTES = 64 * 1024
+
 
 class Writable(Protocol):
     """A transport, as far as it is written to."""
@@ -21,7 +23,8 @@ class Writable(Protocol):
 
 
 class Outbox:
-    """Holds what is to be written until the turn ends. It holds no more than was handed to it in one turn.
+    """Holds what is to be written until the turn ends, or is more than `MAX_HELD_BYTES`: one turn can bring megabytes for a
+    peer that doesn't read, and a transport says that it is full only when it is written to.
 
     Whoever writes to, closes or ends a transport by another way calls `flush` before, so that order is kept.
     """
@@ -35,14 +38,18 @@ class Outbox:
         """Have *data* written to *transport* when this turn of the event loop ends."""
         waiting = self._waiting
         before = waiting.get(transport)
-        if before is None:
+        if before is not None:
+            if not isinstance(before, bytearray):
+                before = waiting[transport] = bytearray(before)
+            before += data
+            if len(before) > MAX_HELD_BYTES:
+                self.flush(transport)
+        elif len(data) <= MAX_HELD_BYTES:
             if not waiting:
                 asyncio.get_running_loop().call_soon(self._flush_all)
             waiting[transport] = data
-        elif isinstance(before, bytearray):
-            before += data
-        else:
-            waiting[transport] = bytearray(before) + data
+        elif not transport.is_closing():
+            transport.write(data)
 
     def flush(self, transport: Writable) -> None:
         """Write now what waits for *transport*, if anything does."""
