@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
 from headrace.connectors.direct import DirectConnector
@@ -14,10 +14,14 @@ from headrace.control.plane import LocalControlPlane
 from headrace.control.registry import Registry
 from headrace.core.inference import Inference
 from headrace.domain.fleet import ModelInfo, Node, NodeState
+from headrace.gateway.addresses import Addresses
+from headrace.gateway.administration import Administration
 from headrace.gateway.app import build_app
 from headrace.gateway.cors import OriginPolicy
 from headrace.gateway.gate import ConnectionLimits
+from headrace.gateway.guard import AddressGuard
 from headrace.gateway.listener import Listener, bind
+from headrace.gateway.metrics import Counted, MetricsRoute
 from headrace.gateway.requests import BodyLimits
 from headrace.gateway.token_lane import Patience, TokenLane
 from headrace.kernel.clock import SystemClock
@@ -59,11 +63,16 @@ async def gateway(
     patience: Patience | None = None,
     asgi: bool = False,
     engines: Mapping[str, Connector] | None = None,
+    admin: Callable[[KeyRing], Administration] | None = None,
+    guard: AddressGuard | None = None,
+    addresses: Addresses | None = None,
+    open_metrics: bool = False,
 ) -> AsyncIterator[House]:
     """A gateway over the backends at *urls*, named b0, b1, …; gone with everything it opened at the end.
 
     asgi: without the token lane, so that inference requests take the ASGI lane, too. engines: model → a connector that is
-    ready to serve it.
+    ready to serve it. admin: what `/admin` is about, over the gateway's key ring; without, it isn't there.
+    guard: none holds nobody back. addresses: none trusts no proxy. open_metrics: `/metrics` asks for no key.
     """
     clock = SystemClock()
     keys = KeyRing()
@@ -85,8 +94,30 @@ async def gateway(
             Node(f"local/{model}", "engine", (ModelInfo(model),), capacity=4, state=NodeState.READY)
         )
     origins = OriginPolicy("https://app\\.example")
-    lane = TokenLane(keys, inference, origins, limits or BodyLimits(), patience or Patience())
-    app = build_app(lane=lane, registry=registry, origins=origins, ready=lambda: True)
+    lane = TokenLane(
+        keys,
+        inference,
+        origins,
+        limits or BodyLimits(),
+        patience or Patience(),
+        guard=guard or AddressGuard(per_minute=0),
+        addresses=addresses or Addresses(),
+    )
+    counted = Counted(
+        control,
+        registry,
+        lane.guard,
+        connections=lambda: listener.connections,
+        answering=lambda: listener.answering,
+    )
+    app = build_app(
+        lane=lane,
+        registry=registry,
+        origins=origins,
+        ready=lambda: True,
+        admin=admin(keys) if admin else None,
+        metrics=MetricsRoute(keys, counted, open_to_all=open_metrics),
+    )
     listening = bind("127.0.0.1", 0)
     port = listening.getsockname()[1]
     listener = Listener(app, listening, connection or ConnectionLimits(), None if asgi else lane)

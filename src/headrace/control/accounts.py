@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import structlog
 from msgspec.structs import replace
@@ -11,7 +12,7 @@ from msgspec.structs import replace
 from headrace.control.access import KeyRing, digest
 from headrace.domain.access import Principal, Scope
 from headrace.domain.inference import Priority
-from headrace.domain.quota import NO_TIER, UNLIMITED, Limits, Measure, Tier
+from headrace.domain.quota import NO_TIER, UNLIMITED, Limits, Measure, Tier, Window
 from headrace.kernel.clock import Clock
 from headrace.kernel.errors import InvalidRequest, NotFound, RequestError
 from headrace.kernel.ids import RandomIds, api_key
@@ -29,7 +30,8 @@ _PRIORITIES = {1: Priority.HIGH, 0: Priority.NORMAL, -1: Priority.LOW}
 class AccountBook:
     """The users and keys of the database, and the ring that they open.
 
-    *tiers*: by name; a user of no tier, or of one that isn't configured any more, has the limits of *default*.
+    *tiers*: by name; a user of no tier, or of one that isn't configured any more, has the limits of *default*. What this
+    object changes, it changes one after the other: no change is lost in another, and no key comes back that was revoked.
     """
 
     def __init__(
@@ -47,6 +49,8 @@ class AccountBook:
         self._default = default
         self._key_ids = RandomIds("key_")
         self._generation = -1
+        self._changing = asyncio.Lock()
+        self._reading = asyncio.Lock()  # or one that was slow could put back what a later one had taken out
 
     async def refresh(self) -> None:
         """Read everything anew, and heed it.
@@ -54,6 +58,10 @@ class AccountBook:
         Raises:
             Unavailable: the database can't be asked; what was known stays in force.
         """
+        async with self._reading:
+            await self._refresh()
+
+    async def _refresh(self) -> None:
         generation = await self._accounts.generation()
         users = {user.user_id: user for user in await self._accounts.users()}
         now = self._clock.now()
@@ -92,19 +100,41 @@ class AccountBook:
                 return user
         raise NotFound(f"There is no user {user_id!r}.")
 
-    async def save_user(self, user: User) -> User:
-        """Add or change a user, effective at once.
+    async def create_user(self, user: User) -> User:
+        """Add a user, effective at once.
 
         Raises:
-            InvalidRequest: its tier isn't configured.
+            InvalidRequest: there is one of that id already, or its tier isn't configured; nothing was changed.
         """
-        if user.tier and user.tier not in self._tiers:
-            known = ", ".join(sorted(self._tiers)) or "none"
-            raise InvalidRequest(f"There is no tier {user.tier!r}; configured: {known}.", param="tier")
-        saved = user if user.created_at else replace(user, created_at=self._clock.now())
-        await self._accounts.save_user(saved)
-        await self.refresh()
-        return saved
+        async with self._changing:
+            if any(known.user_id == user.user_id for known in await self._accounts.users()):
+                raise InvalidRequest(
+                    f"There is a user {user.user_id!r} already.", param="user_id", code="already_exists"
+                )
+            return await self._save_user(replace(user, created_at=self._clock.now()))
+
+    async def change_user(self, user_id: str, changes: Mapping[str, Any]) -> User:
+        """Set the named fields of a user, effective at once. Of `limits`, a mapping, those that are named.
+
+        Raises:
+            NotFound: there is none of that id.
+            InvalidRequest: its new tier isn't configured; nothing was changed.
+        """
+        async with self._changing:
+            user = await self.user(user_id)
+            changed = replace(user, **_merged(user.limits, changes))
+            return await self._save_user(changed, check_tier=changed.tier != user.tier)
+
+    async def save_user(self, user: User) -> User:
+        """Add or replace a user, effective at once.
+
+        Raises:
+            InvalidRequest: its tier isn't configured; nothing was changed.
+        """
+        async with self._changing:
+            return await self._save_user(
+                user if user.created_at else replace(user, created_at=self._clock.now())
+            )
 
     async def delete_user(self, user_id: str) -> None:
         """Remove a user and its keys, effective at once; its records stay.
@@ -112,9 +142,10 @@ class AccountBook:
         Raises:
             NotFound: there is none of that id.
         """
-        if not await self._accounts.delete_user(user_id):
-            raise NotFound(f"There is no user {user_id!r}.")
-        await self.refresh()
+        async with self._changing:
+            if not await self._accounts.delete_user(user_id):
+                raise NotFound(f"There is no user {user_id!r}.")
+            await self.refresh()
 
     async def keys(self) -> list[ManagedKey]:
         """All managed keys, revoked ones too."""
@@ -170,15 +201,26 @@ class AccountBook:
         return key, text
 
     async def save_key(self, key: ManagedKey) -> None:
-        """Change a key, effective at once.
+        """Add or replace a key, effective at once.
 
         Raises:
-            InvalidRequest: its priority isn't one of -1, 0 and 1.
+            InvalidRequest: its priority isn't one of -1, 0 and 1; nothing was changed.
         """
-        if key.priority not in _PRIORITIES:
-            raise InvalidRequest("A key's priority is -1, 0 or 1.", param="priority")
-        await self._accounts.save_key(key)
-        await self.refresh()
+        async with self._changing:
+            await self._save_key(key)
+
+    async def change_key(self, key_id: str, changes: Mapping[str, Any]) -> ManagedKey:
+        """Set the named fields of a key, by its id or prefix, effective at once. Of `limits`, a mapping, those that are named.
+
+        Raises:
+            NotFound: there is none.
+            InvalidRequest: a value can't be; nothing was changed.
+        """
+        async with self._changing:
+            key = await self.key(key_id)
+            changed = replace(key, **_merged(key.limits, changes))
+            await self._save_key(changed)
+            return changed
 
     async def revoke_key(self, key_id: str) -> ManagedKey:
         """Let a key in no more, effective at once. Idempotent.
@@ -186,11 +228,12 @@ class AccountBook:
         Raises:
             NotFound: there is none.
         """
-        key = await self.key(key_id)
-        if key.revoked_at is None:
-            key = replace(key, revoked_at=self._clock.now())
-            await self.save_key(key)
-        return key
+        async with self._changing:
+            key = await self.key(key_id)
+            if key.revoked_at is None:
+                key = replace(key, revoked_at=self._clock.now())
+                await self._save_key(key)
+            return key
 
     def limits_of(self, user: User) -> Limits:
         """What *user* is held to: its own limits, each where it is set, over its tier's."""
@@ -198,12 +241,31 @@ class AccountBook:
         own = {name: value for name in Limits.__struct_fields__ if (value := getattr(user.limits, name))}
         return replace(tier, **own)
 
+    def windows_of(self, user: User, keys: Sequence[ManagedKey] = ()) -> tuple[Window, ...]:
+        """What is counted for *user*, and for each of its *keys* by itself."""
+        windows = self.limits_of(user).windows(f"user:{user.user_id}")
+        for key in keys:
+            windows += key.limits.windows(f"key:{key.key_id}")
+        return windows
+
+    async def _save_user(self, user: User, *, check_tier: bool = True) -> User:
+        if check_tier and user.tier and user.tier not in self._tiers:
+            known = ", ".join(sorted(self._tiers)) or "none"
+            raise InvalidRequest(f"There is no tier {user.tier!r}; configured: {known}.", param="tier")
+        await self._accounts.save_user(user)
+        await self.refresh()
+        return user
+
+    async def _save_key(self, key: ManagedKey) -> None:
+        if key.priority not in _PRIORITIES:
+            raise InvalidRequest("A key's priority is -1, 0 or 1.", param="priority")
+        await self._accounts.save_key(key)
+        await self.refresh()
+
     def _principal(self, key: ManagedKey, user: User | None) -> Principal:
-        windows = key.limits.windows(f"key:{key.key_id}")
-        tier = self._default
-        if user is not None:
-            windows += self.limits_of(user).windows(f"user:{user.user_id}")
-            tier = self._tiers.get(user.tier, self._default)
+        owner = user or User(user_id=key.user_id)
+        windows = self.windows_of(owner, [key])
+        tier = self._tiers.get(owner.tier, self._default)
         return Principal(
             key.key_id,
             frozenset(key.scopes),
@@ -215,3 +277,9 @@ class AccountBook:
             priority=_PRIORITIES.get(key.priority, Priority.NORMAL),
             expires_at=key.expires_at,
         )
+
+
+def _merged(limits: Limits, changes: Mapping[str, Any]) -> dict[str, Any]:
+    if "limits" not in changes:
+        return dict(changes)
+    return {**changes, "limits": replace(limits, **changes["limits"])}

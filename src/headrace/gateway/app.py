@@ -9,8 +9,12 @@ from starlette.types import ASGIApp
 
 from headrace.control.registry import Registry
 from headrace.domain.inference import Operation
+from headrace.gateway.administration import Administration
 from headrace.gateway.context import Errors, RequestIds
 from headrace.gateway.cors import OriginPolicy
+from headrace.gateway.guard_asgi import GuardedApp
+from headrace.gateway.metrics import MetricsRoute
+from headrace.gateway.routes_admin import admin_routes
 from headrace.gateway.routes_inference import InferenceRoute
 from headrace.gateway.routes_models import ModelRoutes
 from headrace.gateway.routes_operations import OperationRoutes
@@ -18,9 +22,19 @@ from headrace.gateway.token_lane import TokenLane
 
 
 def build_app(
-    *, lane: TokenLane, registry: Registry, origins: OriginPolicy, ready: Callable[[], bool]
+    *,
+    lane: TokenLane,
+    registry: Registry,
+    origins: OriginPolicy,
+    ready: Callable[[], bool],
+    admin: Administration | None = None,
+    metrics: MetricsRoute | None = None,
 ) -> ASGIApp:
-    """The ASGI application over these parts. `ready`: whether new requests are welcome (not while shutting down)."""
+    """The ASGI application over these parts.
+
+    ready: whether new requests are welcome (not while shutting down). admin: what `/admin` is about; without, it isn't there.
+    metrics: what `/metrics` shows; the same.
+    """
     models = ModelRoutes(lane.keys, registry)
     operations = OperationRoutes(registry, ready, lane.default_model)
     routes = [
@@ -33,4 +47,9 @@ def build_app(
     routes += [
         Route(operation.path, InferenceRoute(operation, lane), methods=["POST"]) for operation in Operation
     ]
-    return RequestIds(origins.wrap(Errors(Router(routes, redirect_slashes=False))))
+    if admin is not None:
+        routes += admin_routes(lane.keys, admin)
+    if metrics is not None:
+        routes.append(Route("/metrics", metrics.show, methods=["GET"]))
+    guarded = GuardedApp(Router(routes, redirect_slashes=False), lane.keys, lane.guard, lane.addresses)
+    return RequestIds(origins.wrap(Errors(guarded)))

@@ -1,0 +1,116 @@
+"""What an administration is about, in memory: users, keys, records and a ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import msgspec
+
+from headrace.adapters.ledger.memory import MemoryLedger
+from headrace.control.access import KeyRing
+from headrace.control.accounts import AccountBook
+from headrace.domain.access import Scope
+from headrace.domain.quota import Limits, Tier
+from headrace.gateway.administration import Administration
+from headrace.kernel.clock import SystemClock
+from headrace.ports.records import RequestRecord
+from headrace.testing.accounts import MemoryAccounts
+from headrace.testing.journal import MemoryJournal
+from headrace.testing.records import MemoryRecords
+from support.house import House, gateway
+
+ADMIN_KEY = "sk-test-admin-0123456789"
+TIERS = {"gold": Tier(Limits(requests_per_day=100, tokens_per_month=5000), default_max_tokens=64)}
+NOON = 1_700_049_600.0
+
+
+def record(number: int, **changes: object) -> RequestRecord:
+    """One that was completed; *number* is its place in time."""
+    usual = RequestRecord(
+        request_id=f"req_{number:05}",
+        user_id="ann",
+        key_id="key_1",
+        client="10.0.0.1",
+        path="/v1/chat/completions",
+        model="smollm2",
+        node="local/smollm2",
+        status="completed",
+        http_status=200,
+        created_at=NOON + number,
+        completed_at=NOON + number + 0.5,
+        latency_ms=500.25,
+        prompt_tokens=10,
+        completion_tokens=5,
+        total_tokens=15,
+    )
+    return msgspec.structs.replace(usual, **changes)
+
+
+@dataclass
+class Office:
+    """The parts of an administration. *tiers*: those that are configured."""
+
+    tiers: Mapping[str, Tier] = field(default_factory=lambda: TIERS)
+    accounts: MemoryAccounts = field(default_factory=MemoryAccounts)
+    records: MemoryRecords = field(default_factory=MemoryRecords)
+    journal: MemoryJournal = field(default_factory=MemoryJournal)
+
+    def __post_init__(self) -> None:
+        self.ledger = MemoryLedger(self.journal, SystemClock())
+        self.book: AccountBook
+
+    def over(self, keys: KeyRing) -> Administration:
+        """The administration of a gateway with these *keys*, opened by `ADMIN_KEY`."""
+        keys.add(ADMIN_KEY, frozenset({Scope.INFERENCE, Scope.ADMIN}))
+        self.book = AccountBook(self.accounts, keys, SystemClock(), self.tiers)
+        return Administration(self.book, self.records, self.ledger)
+
+
+@contextlib.asynccontextmanager
+async def administered(*urls: str, office: Office) -> AsyncIterator[House]:
+    """A gateway over the backends at *urls* with *office* as its administration."""
+    await office.ledger.open()
+    try:
+        async with gateway(*urls, admin=office.over) as house:
+            await office.book.refresh()
+            yield house
+    finally:
+        await office.ledger.close()
+
+
+class AdministeredHouse:
+    """The same on a thread of its own, for the command line to talk to. Use it as a context manager."""
+
+    def __init__(self, *urls: str) -> None:
+        self.office = Office()
+        self._urls = urls
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._stack = contextlib.AsyncExitStack()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        house = self.do(
+            lambda: self._stack.enter_async_context(administered(*self._urls, office=self.office))
+        )
+        self.url: str = house.url
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.do(self._stack.aclose)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def do(self, work: Callable[[], Any]) -> Any:
+        """What a coroutine function returns that is called on that thread."""
+
+        async def run() -> Any:
+            return await work()
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(60)
