@@ -62,6 +62,8 @@ timeouts = {{ connect = "1s", first_byte = "1s", idle = "1s" }}
 """
 GROWTH_BYTES = 5_000_000
 """What a process may grow by after it was warm, however long it serves: the heap's fragments."""
+LOAD_BYTES = 15_000_000
+"""What all of these clients may take at once, slow readers of large answers included."""
 GROWTH_BLOCKS = 2000
 """The same, in blocks of Python's allocator: of thousands of requests, not one in ten may leave an object behind."""
 
@@ -172,7 +174,7 @@ async def soak_a_process(home: Path, seconds: float) -> None:
     requests = visitors.requests - before
     print(
         f"requests {before} + {requests}; resident MB: start {start / 1e6:.1f}, warm {warm / 1e6:.1f}, "
-        f"end {end / 1e6:.1f}; descriptors: start {start_descriptors}, warm {warm_descriptors}, end {end_descriptors}, "
+        f"end {end / 1e6:.1f}, most {max(watched.resident) / 1e6:.1f}; descriptors: start {start_descriptors}, warm {warm_descriptors}, end {end_descriptors}, "
         f"most {watched.most_descriptors}\nfaults {dict(served.faults)}, engines held back {served.held} times\nendings {dict(visitors.seen.most_common())}\n"
         f"resident MB, every 30 s: {[round(size / 1e6, 1) for size in watched.resident[::60]]}"
     )
@@ -180,6 +182,7 @@ async def soak_a_process(home: Path, seconds: float) -> None:
     assert warm_descriptors == end_descriptors == start_descriptors
     assert watched.most_descriptors <= start_descriptors + VISITORS * 2 + SLOTS * 8
     assert end - warm <= GROWTH_BYTES
+    assert max(watched.resident) - start <= LOAD_BYTES
     assert served.held
     assert "Traceback" not in service.log.text
     assert "[error" not in service.log.text
