@@ -1,0 +1,92 @@
+"""Limits as a client of the whole service meets them, with OpenAI's own client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from pathlib import Path
+
+import openai
+import pytest
+
+from headrace.testing.fake_engine import FakeEngine, Script
+from support.service import PATIENCE_S, Service
+
+ASK: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
+DURATION = re.compile(r"(?:\d+h)?(?:\d+m)?\d+s")
+
+
+def config(url: str, limits: str) -> str:
+    return (
+        f'[auth]\napi_keys = ["sk-one", "sk-two"]\n[limits]\n{limits}\n'
+        f'[[upstreams]]\nname = "fake"\nurl = "{url}"\ncapacity = 256\n'
+    )
+
+
+def client_of(service: Service, key: str = "sk-one", retries: int = 0) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(
+        base_url=f"{service.url}/v1", api_key=key, max_retries=retries, timeout=PATIENCE_S
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.req("E07", "C09")
+@pytest.mark.compliance("O41", "O42", "O51")
+async def test_a_quota_that_is_spent_is_not_tried_again(tmp_path: Path) -> None:
+    async with FakeEngine(Script(tokens=2)) as engine:
+        with Service(tmp_path, config(engine.url, "requests_per_month = 2")) as service:
+            async with client_of(service, retries=2) as client:
+                for remaining in (1, 0):
+                    raw = await client.chat.completions.with_raw_response.create(model="fake", messages=ASK)
+                    assert raw.headers["x-ratelimit-limit-requests"] == "2"
+                    assert raw.headers["x-ratelimit-remaining-requests"] == str(remaining)
+                    assert DURATION.fullmatch(raw.headers["x-ratelimit-reset-requests"])
+                with pytest.raises(openai.RateLimitError) as refused:
+                    await client.chat.completions.create(model="fake", messages=ASK)
+            assert refused.value.code == "insufficient_quota"
+            assert refused.value.response.headers["x-should-retry"] == "false"
+            assert "2 requests per month" in refused.value.message
+            assert engine.stats.started == 2, "what is refused reaches no backend, and isn't tried again"
+            async with client_of(service, "sk-two") as other:
+                answer = await other.chat.completions.create(model="fake", messages=ASK)
+                assert answer.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.slow
+@pytest.mark.req("E03", "E15")
+@pytest.mark.compliance("O41", "O51")
+async def test_tokens_are_counted_in_streams_too_and_the_default_limit_is_told_the_backend(
+    tmp_path: Path,
+) -> None:
+    limits = "tokens_per_day = 100\ndefault_max_tokens = 60"
+    async with FakeEngine(Script(tokens=40)) as engine:
+        with Service(tmp_path, config(engine.url, limits)) as service:
+            async with client_of(service) as client:
+                raw = await client.chat.completions.with_raw_response.create(
+                    model="fake", messages=ASK, stream=True
+                )
+                assert int(raw.headers["x-ratelimit-remaining-tokens"]) < 100 - 60
+                async for _ in raw.parse():
+                    pass
+                assert json.loads(engine.stats.received[-1].body)["max_tokens"] == 60
+                with pytest.raises(openai.RateLimitError) as refused:
+                    await client.chat.completions.create(model="fake", messages=ASK, max_tokens=90)
+            assert refused.value.code == "insufficient_quota"
+            assert int(refused.value.response.headers["x-ratelimit-remaining-tokens"]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.req("E07", "C09")
+async def test_of_three_hundred_at_once_fifty_get_through_a_limit_of_fifty(tmp_path: Path) -> None:
+    async with FakeEngine(Script(tokens=2, slots=256)) as engine:
+        with Service(tmp_path, config(engine.url, "requests_per_day = 50")) as service:
+            async with client_of(service) as client:
+                answers = await asyncio.gather(
+                    *(client.chat.completions.create(model="fake", messages=ASK) for _ in range(300)),
+                    return_exceptions=True,
+                )
+            refused = [answer for answer in answers if isinstance(answer, openai.RateLimitError)]
+            assert len(refused) == 250
+            assert sum(not isinstance(answer, BaseException) for answer in answers) == 50
+            assert engine.stats.started == 50
