@@ -40,6 +40,7 @@ from headrace.engine.download import Progress
 from headrace.engine.local import LocalEngine
 from headrace.engine.spec import EngineSpec
 from headrace.engine.supervisor import EngineState
+from headrace.gateway.administration import Administration
 from headrace.gateway.app import build_app
 from headrace.gateway.cors import OriginPolicy
 from headrace.gateway.gate import ConnectionLimits
@@ -185,7 +186,10 @@ async def running(
         await discovery.start(watched)
         origins = OriginPolicy(settings.server.cors_origin_regex)
         lane = _token_lane(settings, keys, inference, origins)
-        app = build_app(lane=lane, registry=registry, origins=origins, ready=lambda: service.ready)
+        admin = Administration(book, kept.records, kept.ledger)
+        app = build_app(
+            lane=lane, registry=registry, origins=origins, ready=lambda: service.ready, admin=admin
+        )
         listener = Listener(app, listening, _connection_limits(settings), lane)
         service = Service(settings, listening.getsockname()[1], first_key, inference, listener)
         stack.push_async_callback(listener.close)

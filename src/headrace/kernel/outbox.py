@@ -54,7 +54,7 @@ class Outbox:
     def flush(self, transport: Writable) -> None:
         """Write now what waits for *transport*, if anything does."""
         data = self._waiting.pop(transport, None)
-        if data is not None:
+        if data is not None and not transport.is_closing():
             transport.write(data)
 
     def _flush_all(self) -> None:
