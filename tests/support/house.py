@@ -41,6 +41,7 @@ class House:
     listener: Listener
     connectors: dict[str, Connector]
     keys: KeyRing
+    lane: TokenLane
 
     @property
     def url(self) -> str:
@@ -123,7 +124,7 @@ async def gateway(
     listener = Listener(app, listening, connection or ConnectionLimits(), None if asgi else lane)
     await listener.start()
     try:
-        yield House(port, registry, control, inference, listener, connectors, keys)
+        yield House(port, registry, control, inference, listener, connectors, keys, lane)
     finally:
         await listener.close()
         await discovery.close()

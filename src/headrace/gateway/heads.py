@@ -11,6 +11,7 @@ class RequestHead(msgspec.Struct):
     """The fields of a request that matter here, as they came; empty where there is none.
 
     modern: HTTP/1.1, so the answer may come in chunks. length: 0 where it isn't told. expects: it waits for a `100 Continue`.
+    forwarded: whom it is said to come from, by whoever may say so. client: from whom it comes, once somebody wanted to know.
     """
 
     operation: Operation
@@ -22,6 +23,8 @@ class RequestHead(msgspec.Struct):
     origin: bytes = b""
     given_id: bytes = b""
     expects: bool = False
+    forwarded: bytes = b""
+    client: str = ""
 
     def read(self, fields: list[tuple[bytes, bytes]]) -> None:
         """Take over what *fields* say; their names are in lower case."""
@@ -42,3 +45,5 @@ class RequestHead(msgspec.Struct):
                 self.given_id = value
             elif name == b"expect":
                 self.expects = True
+            elif name == b"x-forwarded-for":
+                self.forwarded = self.forwarded + b"," + value if self.forwarded else value

@@ -85,6 +85,11 @@ class Listener:
         """Clients that are connected now."""
         return len(self._state.connections)
 
+    @property
+    def answering(self) -> int:
+        """Requests that are being answered now, on both lanes."""
+        return len(self._gate.answering) + len(self._state.tasks)
+
     async def start(self) -> None:
         """Accept connections from now on."""
         self._config.load()

@@ -18,6 +18,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from headrace.gateway.addresses import UNIX
 from headrace.gateway.asgi_lane import AnswerTransport, check_target
 from headrace.gateway.gate import NEVER, Gate
 from headrace.gateway.heads import RequestHead
@@ -215,6 +216,8 @@ class GatewayProtocol(HttpToolsProtocol, Client):
         self.keep_alive = head.modern and self.parser.should_keep_alive()
         self._request = request = TokenRequest(lane, self, head)
         self.gate.begin(self)
+        if head.forwarded:
+            head.client = self.client_address(head.forwarded)  # now: a forged one is to be noticed
         if head.expects:
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.begin()
@@ -261,7 +264,12 @@ class GatewayProtocol(HttpToolsProtocol, Client):
         if not self._answering():
             self._await_next()
 
-    # What the lanes tell
+    # What the lanes ask and tell
+
+    def client_address(self, forwarded: bytes) -> str:
+        """Where a request comes from whose X-Forwarded-For is this."""
+        assert self._lane is not None, "only the token lane asks"
+        return self._lane.addresses.client(self.client[0] if self.client else UNIX, forwarded)
 
     def answered(self, *, closes: bool) -> None:
         """The token lane's response is complete."""

@@ -42,10 +42,27 @@ class InferenceRoute:
         try:
             answer.attach(call)
             async with asyncio.TaskGroup() as group:
-                pump = group.create_task(_pump(answer, send))
+                pump = group.create_task(self._pump(answer, scope, principal.id, send))
                 group.create_task(_watch(receive, call, pump))
         finally:
             call.cancel()
+
+    async def _pump(self, answer: PulledAnswer, scope: Scope, key_id: str, send: Send) -> None:
+        await answer.begin()
+        if answer.content_type is None:
+            assert answer.error is not None, "an answer without a head has failed"
+            address = scope["state"].get("client_address", "")
+            refusal = self._lane.guard.refused(answer.error, address, key_id=key_id, given=True)
+            await send_problem(send, problem(refusal))
+            return
+        if answer.content_type != _EVENT_STREAM:
+            await send_body(send, 200, {b"content-type": answer.content_type}, await answer.whole())
+            return
+        await send_head(send, 200, _STREAM_HEADERS)
+        more = True
+        while more:
+            block, more = await answer.pull()
+            await send({"type": "http.response.body", "body": block, "more_body": more})
 
 
 async def _watch(receive: Receive, call: InferenceCall, pump: asyncio.Task[None]) -> None:
@@ -54,22 +71,6 @@ async def _watch(receive: Receive, call: InferenceCall, pump: asyncio.Task[None]
         pass
     call.cancel()
     pump.cancel()
-
-
-async def _pump(answer: PulledAnswer, send: Send) -> None:
-    await answer.begin()
-    if answer.content_type is None:
-        assert answer.error is not None, "an answer without a head has failed"
-        await send_problem(send, problem(answer.error))
-        return
-    if answer.content_type != _EVENT_STREAM:
-        await send_body(send, 200, {b"content-type": answer.content_type}, await answer.whole())
-        return
-    await send_head(send, 200, _STREAM_HEADERS)
-    more = True
-    while more:
-        block, more = await answer.pull()
-        await send({"type": "http.response.body", "body": block, "more_body": more})
 
 
 _EVENT_STREAM = b"text/event-stream"

@@ -14,11 +14,13 @@ from headrace.core.answer import Answer
 from headrace.core.inference import Inference, InferenceCall
 from headrace.domain.access import Principal
 from headrace.domain.inference import Operation
+from headrace.gateway.addresses import Addresses
 from headrace.gateway.gate import NEVER, Gate
+from headrace.gateway.guard import AddressGuard
 from headrace.gateway.heads import RequestHead
 from headrace.gateway.problems import Problem, budget_lines, problem
 from headrace.gateway.requests import BodyLimits, check_media, echoed_id, too_large
-from headrace.kernel.errors import RequestError, RequestTimeout
+from headrace.kernel.errors import Forbidden, RequestError, RequestTimeout, Unauthenticated
 from headrace.kernel.ids import request_id
 from headrace.ports.control import Grant
 from headrace.wire.openai import decode_request
@@ -53,6 +55,8 @@ class TokenLane:
     patience: Patience = field(default_factory=Patience)
     default_model: str = ""
     default_embedding_model: str = ""
+    guard: AddressGuard = field(default_factory=lambda: AddressGuard(per_minute=0))
+    addresses: Addresses = field(default_factory=Addresses)
 
     def operation(self, method: bytes, target: bytes) -> Operation | None:
         """Which inference operation a request line asks for; None: not one of this lane."""
@@ -82,6 +86,9 @@ class Client(Protocol):
     write: Callable[
         [bytes], None
     ]  # puts bytes on their way; what doesn't fit is buffered, and the call paused
+
+    def client_address(self, forwarded: bytes) -> str:
+        """Where a request comes from whose X-Forwarded-For is this."""
 
     def answered(self, *, closes: bool) -> None:
         """The response is complete."""
@@ -123,6 +130,14 @@ class TokenRequest(Answer):
         self._extra = lane.cors.lines(head.origin) if head.origin else b""
         if head.given_id:
             self._extra += _echo(head.given_id)
+
+    @property
+    def client_address(self) -> str:
+        """Where the request comes from. It is found out when it is first wanted, once for as long as the head repeats."""
+        head = self._head
+        if not head.client:
+            head.client = self._client.client_address(head.forwarded)
+        return head.client
 
     def begin(self) -> None:
         """The request's head is here: whatever it alone can decide is decided before the body is read."""
@@ -230,12 +245,19 @@ class TokenRequest(Answer):
 
     def fail(self, error: RequestError) -> None:
         """There will be no more of it: a status where none was sent, else a last event."""
+        if isinstance(error, Unauthenticated | Forbidden):
+            error = self._guarded(error)
         refusal = problem(error)
         if self._streaming:
             self.data(data_event(refusal.body))
             self._end_stream()
         else:
             self._refuse(refusal)
+
+    def _guarded(self, error: Unauthenticated | Forbidden) -> RequestError:
+        key_id = self._principal.id if isinstance(error, Forbidden) else ""
+        given = bool(self._head.key)
+        return self._lane.guard.refused(error, self.client_address, key_id=key_id, given=given)
 
     def gone(self) -> None:
         """The client is gone."""

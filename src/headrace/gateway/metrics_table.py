@@ -1,0 +1,129 @@
+"""Every metric there is, with its documentation. The reference page is made of this table."""
+
+from __future__ import annotations
+
+from headrace.observe.metrics import Kind, Metric
+
+_C, _G = Kind.COUNTER, Kind.GAUGE
+
+BUILD = Metric("headrace_build_info", _G, "Always 1; the label says which version runs.", ("version",))
+REQUESTS = Metric(
+    "headrace_requests_total", _C, "Requests that were placed or queued, by how they ended.", ("ending",)
+)
+REFUSALS = Metric(
+    "headrace_refusals_total", _C, "Requests that got no place, or no further one, by code.", ("code",)
+)
+TOKENS = Metric("headrace_tokens_total", _C, "Tokens that were charged.", ("kind",))
+EXECUTIONS = Metric("headrace_executions_total", _C, "Times that a request was sent to a node.")
+QUEUED = Metric("headrace_queued_total", _C, "Requests that had to wait for a place.")
+WITHDRAWN = Metric("headrace_withdrawn_total", _C, "Requests whose client left while they waited.")
+RUNNING = Metric("headrace_running", _G, "Requests that run on a node now.")
+WAITING = Metric("headrace_waiting", _G, "Requests in the queue now, by class.", ("priority",))
+OLDEST_WAIT = Metric(
+    "headrace_oldest_wait_seconds", _G, "How long the oldest request in the queue has waited."
+)
+NODES = Metric("headrace_nodes", _G, "Nodes, by state.", ("state",))
+NODE_STATE = Metric(
+    "headrace_node_state", _G, "1 for the state that the node is in, else 0.", ("node", "state")
+)
+NODE_BUSY = Metric("headrace_node_busy", _G, "Requests that the node runs now.", ("node",))
+NODE_CAPACITY = Metric("headrace_node_capacity", _G, "Requests that the node takes at once.", ("node",))
+CONNECTIONS = Metric("headrace_connections", _G, "Clients that are connected now.")
+ANSWERING = Metric("headrace_answering", _G, "Requests that are being answered now, whatever they are for.")
+UNAUTHENTICATED = Metric("headrace_unauthenticated_total", _C, "Requests without a valid key.")
+ADDRESS_LIMITED = Metric(
+    "headrace_address_limited_total", _C, "Of these, those beyond what their address may send in a minute."
+)
+ADDRESSES = Metric(
+    "headrace_addresses",
+    _G,
+    "Addresses that sent requests without a valid key in this minute, as far as counted.",
+)
+SECURITY_EVENTS = Metric("headrace_security_events_total", _C, "Security events, by kind.", ("kind",))
+SECURITY_SUPPRESSED = Metric(
+    "headrace_security_events_suppressed_total",
+    _C,
+    "Of these, those that weren't written to the log, since there were too many.",
+    ("kind",),
+)
+SECURITY_ADDRESSES = Metric(
+    "headrace_security_addresses", _G, "Kinds and addresses for which it is remembered how much was logged."
+)
+
+ALWAYS = (
+    BUILD,
+    REQUESTS,
+    REFUSALS,
+    TOKENS,
+    EXECUTIONS,
+    QUEUED,
+    WITHDRAWN,
+    RUNNING,
+    WAITING,
+    OLDEST_WAIT,
+    NODES,
+    NODE_STATE,
+    NODE_BUSY,
+    NODE_CAPACITY,
+    CONNECTIONS,
+    ANSWERING,
+    UNAUTHENTICATED,
+    ADDRESS_LIMITED,
+    ADDRESSES,
+    SECURITY_EVENTS,
+    SECURITY_SUPPRESSED,
+    SECURITY_ADDRESSES,
+)
+OPTIONAL = (
+    Metric(
+        "headrace_ledger_open_reservations",
+        _G,
+        "What was reserved and neither settled nor given back; more than twice `headrace_running` and `headrace_waiting` "
+        "together, for long, is a leak.",
+    ),
+    Metric("headrace_ledger_waiting", _G, "Reservations that wait for a commit, or for the network."),
+    Metric("headrace_ledger_unwritten", _G, "Charges that the ledger's journal or server hasn't got yet."),
+    Metric("headrace_records_buffered", _G, "Records of requests that aren't in the database yet."),
+    Metric("headrace_records_dropped_total", _C, "Records of requests that were given up."),
+)
+"""Those of parts that not every service has: they are there where the part is."""
+
+
+def page() -> str:
+    """`docs/reference/metrics.md`."""
+    return _INTRODUCTION + "\n".join(_rows(ALWAYS)) + _OPTIONAL + "\n".join(_rows(OPTIONAL)) + "\n"
+
+
+def _rows(metrics: tuple[Metric, ...]) -> list[str]:
+    head = ["| metric | kind | labels | what it is |", "|---|---|---|---|"]
+    return head + [
+        f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{name}`' for name in metric.labels)} | {metric.help} |"
+        for metric in metrics
+    ]
+
+
+_INTRODUCTION = """# Metrics
+
+*Generated from the code by `scripts/generate_reference.py`; a test compares them.*
+
+`GET /metrics` answers in Prometheus' text format. It wants a key with the scope `admin`; with `metrics = "open"` under
+`[server]` it wants none, and tells everybody who can reach the listener. For Prometheus:
+
+```yaml
+scrape_configs:
+  - job_name: headrace
+    authorization:
+      credentials_file: /etc/prometheus/headrace-admin-key
+    static_configs:
+      - targets: ["127.0.0.1:11435"]
+```
+
+The numbers are those of one process since its start. No label holds what a client wrote: nodes, codes and kinds are named by
+us and by whoever runs the service. At most 500 nodes have samples of their own.
+
+"""
+_OPTIONAL = """
+
+Where the service counts quota and keeps records, also:
+
+"""
