@@ -6,12 +6,14 @@ from pathlib import Path
 
 from headrace.adapters.storage import reference as database
 from headrace.cli import reference as commands
+from headrace.gateway import metrics_table as metrics
 from headrace.settings import reference as settings
 
 PAGES = {
     "configuration.md": settings.configuration_page,
     "cli.md": commands.page,
     "database.md": database.page,
+    "metrics.md": metrics.page,
 }
 
 

@@ -11,7 +11,10 @@ REQUESTS = Metric(
     "headrace_requests_total", _C, "Requests that were placed or queued, by how they ended.", ("ending",)
 )
 REFUSALS = Metric(
-    "headrace_refusals_total", _C, "Requests that got no place, or no further one, by code.", ("code",)
+    "headrace_refusals_total",
+    _C,
+    "Requests that were refused: by a limit, or since there was no place; by code.",
+    ("code",),
 )
 TOKENS = Metric("headrace_tokens_total", _C, "Tokens that were charged.", ("kind",))
 EXECUTIONS = Metric("headrace_executions_total", _C, "Times that a request was sent to a node.")
