@@ -384,6 +384,27 @@ class TestMistakes:
     def test_origins_that_are_none(self, origin: str) -> None:
         assert "is not an origin" in refusal(f"[server]\ncors_origins = [{json.dumps(origin)}]\n")
 
+    @pytest.mark.parametrize("proxy", ["", "proxy.example", "10.0.0.0/33", "10.0.0", "10.0.0.1:80", "*"])
+    def test_proxies_that_are_none(self, proxy: str) -> None:
+        assert "is not an address or a network" in refusal(
+            f"[server]\ntrusted_proxies = [{json.dumps(proxy)}]\n"
+        )
+
+    def test_who_may_read_the_metrics_is_named(self) -> None:
+        assert "metrics" in refusal('[server]\nmetrics = "everybody"\n')
+
+
+@pytest.mark.req("C32", "X5")
+def test_the_door_is_closed_unless_it_is_opened() -> None:
+    server, limits = settings().server, settings().limits
+    assert (server.trusted_proxies, server.metrics, limits.anonymous_requests_per_minute) == ((), "admin", 60)
+    opened = settings(
+        '[server]\nmetrics = "open"\n[limits]\nanonymous_requests_per_minute = 0\n',
+        HEADRACE_SERVER__TRUSTED_PROXIES="127.0.0.1,10.1.2.3/8,2001:DB8::/32,unix",
+    )
+    assert opened.server.trusted_proxies == ("127.0.0.1/32", "10.0.0.0/8", "2001:db8::/32", "unix")
+    assert (opened.server.metrics, opened.limits.anonymous_requests_per_minute) == ("open", 0)
+
 
 @pytest.mark.parametrize(
     ("origin", "allowed"),

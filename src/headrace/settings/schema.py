@@ -25,6 +25,7 @@ from headrace.settings.values import (
     Name,
     OptionalKey,
     Origin,
+    Proxy,
     Seconds,
     StorageUrl,
 )
@@ -34,6 +35,13 @@ class Section(BaseModel):
     """A part of the settings: read once, never changed, and no key that it doesn't know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class MetricsAccess(StrEnum):
+    """Who may read `/metrics`."""
+
+    ADMIN = "admin"
+    OPEN = "open"
 
 
 class Server(Section):
@@ -53,6 +61,15 @@ class Server(Section):
             "https://[::1]:*",
         ),
         description="Web origins whose pages may call the API; `:*` is any port, `*` alone is every origin.",
+    )
+    trusted_proxies: tuple[Proxy, ...] = Field(
+        default=(),
+        description="Proxies in front of it whose `X-Forwarded-For` is believed: addresses or networks, `unix` for peers on "
+        "Unix sockets. Anybody else's is ignored.",
+    )
+    metrics: MetricsAccess = Field(
+        default=MetricsAccess.ADMIN,
+        description="Who may read `/metrics`: `admin`, those whose key has this scope; `open`, all who can connect.",
     )
     max_connections: int = Field(
         default=10000, ge=1, description="Open client connections at most; more are refused."
@@ -233,6 +250,12 @@ class Limits(Allowance):
         default=60.0, ge=0, description="How long a request waits for a free place before it is refused."
     )
     queue_size: int = Field(default=1024, ge=0, description="Requests that wait at once; more are refused.")
+    anonymous_requests_per_minute: int = Field(
+        default=60,
+        ge=0,
+        description="Requests without a valid key that one address (of IPv6: one /64) may send; 0: no limit. Who has a valid "
+        "key isn't counted.",
+    )
 
 
 class Models(Section):

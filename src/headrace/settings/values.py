@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -119,6 +120,15 @@ def _origin(value: str) -> str:
     return value
 
 
+def _proxy(value: str) -> str:
+    try:
+        return value if value == "unix" else str(ip_network(value, strict=False))
+    except ValueError:
+        raise ValueError(
+            f"{value!r} is not an address or a network; write it like 10.0.0.0/8 or 127.0.0.1, or unix for Unix sockets"
+        ) from None
+
+
 def _none_if_empty(value: object) -> object:
     return None if value == "" else value
 
@@ -137,5 +147,6 @@ Database = Annotated[
     WithJsonSchema({"type": "string"}),
 ]
 Origin = Annotated[str, AfterValidator(_origin)]
+Proxy = Annotated[str, AfterValidator(_proxy)]
 ConfiguredPath = Annotated[Path | None, BeforeValidator(_none_if_empty), InConfigFolder()]
 OptionalKey = Annotated[Key | None, BeforeValidator(_none_if_empty)]
