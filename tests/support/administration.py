@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import msgspec
+from structlog.testing import capture_logs
 
 from headrace.adapters.ledger.memory import MemoryLedger
 from headrace.control.access import KeyRing
@@ -84,7 +85,12 @@ async def administered(*urls: str, office: Office) -> AsyncIterator[House]:
 
 
 class AdministeredHouse:
-    """The same on a thread of its own, for the command line to talk to. Use it as a context manager."""
+    """The same on a thread of its own, for the command line to talk to. Use it as a context manager.
+
+    logs: what is logged meanwhile, instead of written to where the command writes.
+    """
+
+    logs: list[MutableMapping[str, Any]]
 
     def __init__(self, *urls: str) -> None:
         self.office = Office()
@@ -94,6 +100,8 @@ class AdministeredHouse:
         self._stack = contextlib.AsyncExitStack()
 
     def __enter__(self) -> Self:
+        self._logging = capture_logs()
+        self.logs = self._logging.__enter__()
         self._thread.start()
         house = self.do(
             lambda: self._stack.enter_async_context(administered(*self._urls, office=self.office))
@@ -106,6 +114,7 @@ class AdministeredHouse:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._logging.__exit__(None, None, None)
 
     def do(self, work: Callable[[], Any]) -> Any:
         """What a coroutine function returns that is called on that thread."""

@@ -8,7 +8,21 @@ from collections.abc import Sequence
 
 import typer
 
-from headrace.cli import chat, config, db, doctor, models, pull, up, version
+from headrace.cli import (
+    chat,
+    config,
+    db,
+    doctor,
+    keys,
+    models,
+    pull,
+    quotas,
+    requests,
+    up,
+    usage,
+    users,
+    version,
+)
 from headrace.kernel.errors import HeadraceError
 
 
@@ -51,6 +65,11 @@ def build() -> typer.Typer:
     )
     for command in (up.up, chat.chat, models.models, pull.pull, doctor.doctor, version.version):
         app.command()(command)
+    app.add_typer(users.build(), name="user")
+    app.add_typer(keys.build(), name="key")
+    app.add_typer(quotas.build(), name="quota")
+    app.command()(usage.usage)
+    app.add_typer(requests.build(), name="requests")
     app.add_typer(config.build(), name="config")
     app.add_typer(db.build(), name="db")
     return app

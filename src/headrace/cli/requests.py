@@ -1,0 +1,146 @@
+"""`headrace requests`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from headrace.cli.moments import told_moment
+from headrace.cli.office import Office, asks_the_office, with_options
+from headrace.cli.tables import plain, show_table
+from headrace.cli.usage import SELECTING, selected
+
+_MOST = 1000
+_PAUSE_S = 1.0
+_COLUMNS = ("TIME", "STATUS", "HTTP", "MS", "MODEL", "NODE", "USER", "KEY", "TOKENS", "ERROR")
+_FILTERS = SELECTING | {
+    "node": (Annotated[str | None, typer.Option("--node", metavar="ID", help="Only on this backend.")], None),
+    "status": (
+        Annotated[
+            str | None,
+            typer.Option("--status", metavar="STATUS", help="completed, cancelled, failed or refused."),
+        ],
+        None,
+    ),
+}
+_with_filters = with_options("selection", _FILTERS, selected)
+
+
+def build() -> typer.Typer:
+    """The group of commands."""
+    app = typer.Typer(
+        help="See what was asked for, and what became of it.", no_args_is_help=True, rich_markup_mode=None
+    )
+    app.command("list")(list_)
+    app.command()(tail)
+    return app
+
+
+@asks_the_office
+@_with_filters
+def list_(
+    office: Office,
+    selection: dict[str, Any],
+    limit: Annotated[
+        int,
+        typer.Option(
+            "--limit",
+            "-n",
+            min=1,
+            max=_MOST,
+            metavar="NUMBER",
+            help="So many [default: 200].",
+            show_default=False,
+        ),
+    ] = 200,
+) -> None:
+    """List the newest requests, the newest last.
+
+    \b
+    Examples:
+      headrace requests list -n 20
+      headrace requests list --status failed --since 12h --json | jq -r '.[].request_id'
+    """
+    records = office.ask("GET", "/recent", limit=limit, **selection)["data"][::-1]
+    office.show(records, lambda records: show_table(_COLUMNS, [_row(record) for record in records]))
+
+
+@asks_the_office
+@_with_filters
+def tail(
+    office: Office,
+    selection: dict[str, Any],
+    limit: Annotated[
+        int,
+        typer.Option(
+            "--limit",
+            "-n",
+            min=0,
+            max=_MOST,
+            metavar="NUMBER",
+            help="So many that were [default: 10].",
+            show_default=False,
+        ),
+    ] = 10,
+) -> None:
+    """Show the last requests, and each that ends from then on, until Ctrl-C. With --json: one object in a line.
+
+    \b
+    Example:
+      headrace requests tail --user ann
+    """
+
+    def write(record: dict[str, Any]) -> None:
+        typer.echo(json.dumps(record) if office.as_json else _line(record))
+
+    asyncio.run(_follow(office, selection, limit, write))
+
+
+async def _follow(
+    office: Office, selection: dict[str, Any], limit: int, write: Callable[[dict[str, Any]], None]
+) -> None:
+    connector = office.connect()
+    seen: set[str] | None = None
+    try:
+        while True:
+            told = await office.exchange(connector, "GET", "/recent", None, {"limit": _MOST, **selection})
+            records = json.loads(told)["data"]
+            for record in _fresh(records, seen, limit):
+                write(record)
+            seen = {record["request_id"] for record in records}
+            await asyncio.sleep(_PAUSE_S)
+    finally:
+        await connector.close()
+
+
+def _fresh(records: Sequence[dict[str, Any]], seen: set[str] | None, limit: int) -> Sequence[dict[str, Any]]:
+    """Those of *records*, the newest first, that weren't shown, the oldest first; at the beginning the last *limit*."""
+    if seen is None:
+        return records[:limit][::-1]
+    return [record for record in reversed(records) if record["request_id"] not in seen]
+
+
+def _row(record: dict[str, Any]) -> tuple[object, ...]:
+    return (
+        told_moment(record["created_at"]),
+        record["status"],
+        record["http_status"],
+        round(record["latency_ms"]),
+        record["model"],
+        record["node"],
+        record["user_id"],
+        record["key_id"],
+        record["total_tokens"],
+        record["error"],
+    )
+
+
+def _line(record: dict[str, Any]) -> str:
+    when, status, http_status, ms, *rest = _row(record)
+    return f"{when}  {status:<9}  {http_status:>3}  {ms:>7} ms  " + "  ".join(
+        plain(cell) or "-" for cell in rest
+    )
