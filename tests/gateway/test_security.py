@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import AsyncIterator
 
 import pytest
 
-from headrace.control.access import digest
+from headrace.adapters.ledger.memory import MemoryLedger
+from headrace.control.access import KeyRing, digest
+from headrace.control.plane import LocalControlPlane
+from headrace.control.quota import QuotaPlane
+from headrace.control.registry import Registry
+from headrace.core.inference import Inference
 from headrace.domain.access import Principal
+from headrace.domain.fleet import ModelInfo, Node, NodeState
+from headrace.gateway.app import build_app
+from headrace.gateway.cors import OriginPolicy
+from headrace.gateway.gate import ConnectionLimits
 from headrace.gateway.guard import AddressGuard
+from headrace.gateway.listener import Listener, bind
 from headrace.gateway.security import MAX_ADDRESSES, SecurityEvent, SecurityEvents
+from headrace.gateway.token_lane import TokenLane
 from headrace.kernel.errors import Forbidden, Unauthenticated
 from headrace.testing import ManualClock
 from headrace.testing.fake_engine import FakeEngine, Script
+from headrace.testing.journal import MemoryJournal
 from support.events import KeptEvents
 from support.house import House, gateway
 from support.raw import RawClient, call
@@ -138,6 +151,37 @@ async def test_a_request_that_is_served_is_no_event(house: House, events: KeptEv
     assert (await call(house.port, "POST", CHAT, house.auth, BODY)).status == 200
     assert (await call(house.port, "GET", "/v1/models", house.auth)).status == 200
     assert not events.seen
+
+
+@contextlib.asynccontextmanager
+async def denying(guard: AddressGuard, *, asgi: bool) -> AsyncIterator[int]:
+    """The port of a gateway whose one key, `sk-narrow`, may use no model but `other`."""
+    clock, registry, keys = ManualClock(), Registry(), KeyRing()
+    keys.replace_managed({digest(b"sk-narrow"): Principal("key_narrow", models=("other",))})
+    registry.upsert(Node("n", "direct", (ModelInfo("fake"),), state=NodeState.READY))
+    plane = QuotaPlane(LocalControlPlane(registry, clock), MemoryLedger(MemoryJournal(), clock), clock)
+    lane = TokenLane(keys, Inference(plane, {}), OriginPolicy(), guard=guard)
+    app = build_app(lane=lane, registry=registry, origins=OriginPolicy(), ready=lambda: True)
+    listening = bind("127.0.0.1", 0)
+    listener = Listener(app, listening, ConnectionLimits(), None if asgi else lane)
+    await listener.start()
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        await listener.close()
+
+
+@pytest.mark.req("D49")
+@pytest.mark.parametrize("asgi", [False, True], ids=["token lane", "asgi lane"])
+async def test_a_model_that_a_key_may_not_use_is_an_event(events: KeptEvents, asgi: bool) -> None:
+    async with denying(AddressGuard(1, events), asgi=asgi) as port:
+        for _ in range(2):  # a valid key is never held back
+            response = await call(port, "POST", CHAT, {"x-api-key": "sk-narrow"}, BODY)
+            assert response.status == 403
+            assert response.error["code"] == "model_not_allowed"
+    assert events.actions == ["security.access_denied"] * 2
+    facts = {"address": "127.0.0.1", "key_id": "key_narrow", "code": "model_not_allowed"}
+    assert facts.items() <= events.written[0].items()
 
 
 def settle(house: House) -> dict[str, bytes]:
