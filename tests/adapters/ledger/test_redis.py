@@ -365,8 +365,16 @@ async def test_no_more_is_open_than_may_be(redis: RedisServer) -> None:
         assert (await reserved(ledger, "r4", (DAILY, 1))).granted, "others have settled those, or nobody will"
 
 
-async def test_closing_does_not_hang_with_a_redis_that_does(own: RedisServer) -> None:
-    ledger = RedisLedger(own.url, ManualClock(NOON), RedisOptions(timeout_s=0.3, close_s=0.5))
+async def test_no_more_wait_than_may(redis: RedisServer) -> None:
+    async with opened(redis, RedisOptions(timeout_s=10, most_waiting=5)) as ledger:
+        verdicts = await asyncio.gather(*(reserved(ledger, f"r{n}", (DAILY, 1)) for n in range(8)))
+        assert [bool(verdict.unavailable) for verdict in verdicts] == [False] * 5 + [True] * 3
+        assert await used(ledger, DAILY) == [5]
+
+
+@pytest.mark.parametrize("timeout_s", [0.3, 30])
+async def test_closing_does_not_hang_with_a_redis_that_does(own: RedisServer, timeout_s: float) -> None:
+    ledger = RedisLedger(own.url, ManualClock(NOON), RedisOptions(timeout_s=timeout_s, close_s=0.5))
     await ledger.open()
     assert (await reserved(ledger, "r1", (DAILY, 1))).granted
     own.freeze()

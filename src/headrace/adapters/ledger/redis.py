@@ -34,10 +34,11 @@ CONCURRENCY = Measure.CONCURRENCY
 class RedisOptions(msgspec.Struct, frozen=True):
     """How a ledger in Redis behaves.
 
-    prefix: in front of every key; with a hash tag, `{headrace}:`, for a cluster. block: what is drawn beforehand, where
+    prefix: in front of every key; with a hash tag, `{headrace}:`, all lie in one slot of a cluster (whose redirections are not
+    followed: the URL names the node that has it). block: what is drawn beforehand, where
     *on_unavailable* is "allow". timeout_s: the longest that an answer may take. lease_s: how long what runs is counted after
     its gateway was last heard of. remember_s: how long what is closed or refused is known as such. after_s: how long a window
-    stays in Redis after its end. most_open: reservations of this process that are open, or wait to be settled there; beyond,
+    stays in Redis after its end. most_waiting: calls that weren't sent yet; further ones hear `unavailable`. most_open: reservations of this process that are open, or wait to be settled there; beyond,
     further ones are refused; open_s: after that long, others are thought to have settled them. close_s: the longest that
     `close` takes.
     """
@@ -49,6 +50,7 @@ class RedisOptions(msgspec.Struct, frozen=True):
     lease_s: float = 60.0
     remember_s: float = 120.0
     after_s: float = 60.0
+    most_waiting: int = 10_000
     most_open: int = 50_000
     open_s: float = 3600.0
     close_s: float = 5.0
@@ -127,7 +129,7 @@ class RedisLedger(QuotaLedger):
             told(Verdict(unavailable=self._hindrance))
         elif self._pipe.broken:
             told(self.without_redis(reservation, charges))
-        elif self._is_full():
+        elif self._pipe.waiting >= self._options.most_waiting or self._is_full():
             told(Verdict(unavailable=FULL))
         else:
             self.ask(Asking(self, reservation, tuple(charges), told))
@@ -150,6 +152,8 @@ class RedisLedger(QuotaLedger):
             told(Verdict(unavailable=self._hindrance))
         elif self._pipe.broken:
             told(self.look_without_redis(windows))
+        elif self._pipe.waiting >= self._options.most_waiting:
+            told(Verdict(unavailable=FULL))
         else:
             keys, arguments = self._calls.peek(windows, self._clock.now())
             self._pipe.call(Call(PEEK, keys, arguments, Peeking(self, windows, told).answered))

@@ -92,6 +92,7 @@ class RedisPipe:
         self._moved = asyncio.Event()
         self._tasks = Tasks()
         self._busy = False
+        self._sending: list[Call] = []
 
     @property
     def broken(self) -> bool:
@@ -130,8 +131,9 @@ class RedisPipe:
         await self._tasks.close()
         if self._pause is not None:
             self._pause.cancel()
-        self._fail(list(self._queue))
+        self._fail([*(self._sending if self._busy else ()), *self._queue])
         self._queue.clear()
+        self._busy = False
         await self._give_up_connection()
 
     async def _run(self) -> None:
@@ -139,8 +141,9 @@ class RedisPipe:
             await self._wake.wait()
             self._wake.clear()
             while self._pause is None and (self._queue or self.broken):
+                self._sending = self._batch()
                 self._busy = True
-                await self._send(self._batch())
+                await self._send(self._sending)
                 self._busy = False
                 self._moved.set()
 
