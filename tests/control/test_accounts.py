@@ -237,6 +237,18 @@ class TestAtTheSameTime:
             await second
         assert not process.opens(text)
 
+    async def test_a_reading_of_thousands_lets_others_have_their_turns(self, process: Process) -> None:
+        """Streams would halt meanwhile."""
+        for number in range(2000):
+            key = ManagedKey(key_id=f"k{number}", prefix="", digest=b"%d" % number, user_id="ann")
+            await process.accounts.save_key(key)
+        turns = 0
+        reading = asyncio.ensure_future(process.book.refresh())
+        while not reading.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns >= 10
+
 
 class TestOtherProcesses:
     @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from headrace.control.access import digest
 from headrace.domain.quota import Measure
@@ -17,7 +18,8 @@ from headrace.ports.ledger import Charge, Verdict
 from headrace.testing import FakeEngine, Script
 from support.administration import ADMIN_KEY, Office, administered, record
 from support.house import KEY, House, gateway
-from support.raw import RawResponse, call
+from support.raw import RawClient, RawResponse, call
+from support.waiting import until
 
 ROUTES = [
     ("GET", "/admin/users"),
@@ -119,6 +121,21 @@ class TestWhoMay:
         answer = await desk.raw("PUT", "/admin/users/ann", {})
         assert answer.status == 405
         assert {"GET", "PATCH", "DELETE"} <= set(answer.headers["allow"].split(", "))
+
+    async def test_head_is_get_without_its_body(self, desk: Desk) -> None:
+        async with RawClient(desk.house.port) as client:
+            client.request("HEAD", "/admin/users", {"authorization": f"Bearer {ADMIN_KEY}"})
+            assert (await client.head())[0] == 200
+
+    async def test_a_client_that_leaves_in_its_body_changes_nothing_and_is_no_crash(self, desk: Desk) -> None:
+        with capture_logs() as logs:
+            async with RawClient(desk.house.port) as client:
+                head = f"POST /admin/users HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ADMIN_KEY}\r\n"
+                client.send(head.encode() + b'content-length: 99\r\n\r\n{"user_id": "ann"}')
+                await desk.ask("GET", "/admin/users")
+            await until(lambda: desk.house.listener.connections == 0)
+        assert not [log for log in logs if log["log_level"] == "error"]
+        assert await desk.office.accounts.users() == []
 
     async def test_a_managed_key_with_the_scope_admin_may(self, desk: Desk) -> None:
         made = await desk.ask("POST", "/admin/keys", {"user_id": "root", "scopes": ["admin"]}, status=201)

@@ -24,6 +24,7 @@ FOLLOW_S = 0.5
 """How often the database is asked whether another process changed something."""
 PREFIX_CHARS = 11
 """Of a key, kept in the clear to tell keys apart."""
+_AT_ONCE = 200
 _PRIORITIES = {1: Priority.HIGH, 0: Priority.NORMAL, -1: Priority.LOW}
 
 
@@ -65,13 +66,14 @@ class AccountBook:
         generation = await self._accounts.generation()
         users = {user.user_id: user for user in await self._accounts.users()}
         now = self._clock.now()
-        managed = {
-            key.digest: self._principal(key, users.get(key.user_id))
-            for key in await self._accounts.keys()
-            if key.revoked_at is None
-            and (key.expires_at is None or key.expires_at > now)
-            and (key.user_id not in users or users[key.user_id].active)
-        }
+        managed = {}
+        for place, key in enumerate(await self._accounts.keys(), 1):
+            user = users.get(key.user_id)
+            ended = key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now)
+            if not ended and (user is None or user.active):
+                managed[key.digest] = self._principal(key, user)
+            if place % _AT_ONCE == 0:
+                await asyncio.sleep(0)  # thousands of keys take so long that streams would halt
         self._ring.replace_managed(managed)
         self._generation = generation
 
