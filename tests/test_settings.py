@@ -394,7 +394,7 @@ class TestMistakes:
         assert "metrics" in refusal('[server]\nmetrics = "everybody"\n')
 
 
-@pytest.mark.req("C32", "X5")
+@pytest.mark.req("C32")
 def test_the_door_is_closed_unless_it_is_opened() -> None:
     server, limits = settings().server, settings().limits
     assert (server.trusted_proxies, server.metrics, limits.anonymous_requests_per_minute) == ((), "admin", 60)

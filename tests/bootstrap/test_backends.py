@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from headrace.adapters.storage.backend import choose
-from headrace.bootstrap import running
+from headrace.bootstrap.running import running
 from headrace.engine.catalog import Catalog
 from headrace.gateway.listener import bind
 from headrace.settings import Settings, load

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 from pathlib import Path
 
 import openai
@@ -90,3 +91,42 @@ async def test_of_three_hundred_at_once_fifty_get_through_a_limit_of_fifty(tmp_p
             assert len(refused) == 250
             assert sum(not isinstance(answer, BaseException) for answer in answers) == 50
             assert engine.stats.started == 50
+
+
+@pytest.mark.slow
+@pytest.mark.req("C06", "C08", "C34")
+async def test_each_request_leaves_a_record_that_outlives_the_service(tmp_path: Path) -> None:
+    async with FakeEngine(Script(tokens=3)) as engine:
+        text = config(engine.url, "requests_per_day = 2").replace(
+            "[limits]", 'admin_keys = ["sk-root"]\n[limits]'
+        )
+        with Service(tmp_path, text) as service:
+            async with client_of(service) as client:
+                await client.chat.completions.create(model="fake", messages=ASK)
+                async for _ in await client.chat.completions.create(model="fake", messages=ASK, stream=True):
+                    pass
+                with pytest.raises(openai.RateLimitError):
+                    await client.chat.completions.create(model="fake", messages=ASK)
+            service.send(signal.SIGTERM)
+            assert await asyncio.to_thread(service.ended) == 0
+        with Service(tmp_path, text) as service:
+            root = {"authorization": "Bearer sk-root"}
+            status, answer = await asyncio.to_thread(service.call, "GET", "/admin/recent", b"", root)
+            assert status == 200
+            refused, streamed, plain = answer["data"]
+            assert [row["status"] for row in (refused, streamed, plain)] == [
+                "refused",
+                "completed",
+                "completed",
+            ]
+            assert (refused["http_status"], refused["error"]) == (429, "insufficient_quota")
+            assert (streamed["streamed"], plain["streamed"]) == (True, False)
+            assert all(
+                row["model"] == "fake" and row["node"] == "fake" and row["total_tokens"] > 0
+                for row in (streamed, plain)
+            )
+            assert all(row["latency_ms"] > 0 for row in answer["data"])
+            status, _ = await asyncio.to_thread(
+                service.call, "GET", "/admin/recent", b"", {"authorization": "Bearer sk-one"}
+            )
+            assert status == 403

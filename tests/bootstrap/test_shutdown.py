@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from headrace.adapters.storage.backend import choose
-from headrace.bootstrap import Service, running
+from headrace.bootstrap.running import Service, running
 from headrace.engine.catalog import Catalog
 from headrace.gateway.listener import bind
 from headrace.settings import Settings, load

@@ -26,7 +26,7 @@ CHAT = "/v1/chat/completions"
 PROXIES = ("10.0.0.0/8", "2001:db8:1::/48", "192.0.2.7")
 
 
-@pytest.mark.req("C32", "X5")
+@pytest.mark.req("C32")
 @pytest.mark.parametrize(
     ("peer", "forwarded", "client"),
     [

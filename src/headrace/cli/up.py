@@ -37,7 +37,7 @@ def up(
         config, {name: str(value) for name, value in given.items() if value is not None}
     )
     access.warn(settings)
-    from headrace.bootstrap import serve
+    from headrace.bootstrap.running import serve
 
     with Bar("demo model") as bar:
 

@@ -15,7 +15,7 @@ from headrace.kernel.errors import StartupError, Unauthenticated
 from headrace.kernel.ids import api_key
 
 FIRST_KEY_FILE = "first-key"
-_ADMIN = frozenset({Scope.INFERENCE, Scope.ADMIN})
+ADMIN = frozenset({Scope.INFERENCE, Scope.ADMIN})
 
 
 class KeyRing:
@@ -100,7 +100,7 @@ def first_key(home: Path) -> tuple[str, bool]:
 def admit_first_key(ring: KeyRing, home: Path) -> tuple[str, bool]:
     """Make sure *ring* has the first key, with every scope; returns it as `first_key` does."""
     key, made = first_key(home)
-    ring.add(key, _ADMIN)
+    ring.add(key, ADMIN)
     return key, made
 
 

@@ -21,6 +21,7 @@ from headrace.settings.values import (
     ConfiguredPath,
     Database,
     Key,
+    Ledger,
     ModelName,
     Name,
     OptionalKey,
@@ -110,7 +111,10 @@ class Auth(Section):
 
     api_keys: tuple[Key, ...] = Field(
         default=(),
-        description="Static keys for inference. Without any, the first start makes a key and keeps it.",
+        description="Static keys for inference. Without any key, the first start makes an admin key and keeps it.",
+    )
+    admin_keys: tuple[Key, ...] = Field(
+        default=(), description="Static keys that may do everything, administration included, without limits."
     )
 
 
@@ -283,6 +287,36 @@ class Storage(Section):
     )
 
 
+class OnUnavailable(StrEnum):
+    """What becomes of requests that are held to limits while what is used can't be counted."""
+
+    REFUSE = "refuse"
+    ALLOW = "allow"
+
+
+class Quota(Section):
+    """Where it is counted what keys and users have used."""
+
+    url: Ledger = Field(
+        default=StorageUrl("embedded"),
+        json_schema_extra={"default": "embedded"},
+        description="`embedded`: in this process, its journal in the database. Or `redis://:password@host:6379/0`, for several "
+        "gateways that share it; it needs the extra `redis`.",
+    )
+    strict: bool = Field(
+        default=False,
+        description="Embedded only: commit each reservation before its request begins, so that a crash charges nothing beyond "
+        "what was under way. Else it may charge some hundredths of a limit too much, never too little.",
+    )
+    on_unavailable: OnUnavailable = Field(
+        default=OnUnavailable.REFUSE,
+        description="While the journal or Redis can't be reached: `refuse`, or `allow` what was set aside beforehand.",
+    )
+    prefix: str = Field(
+        default="", description="In front of every key in Redis; `{headrace}:` for a cluster."
+    )
+
+
 class LogLevel(StrEnum):
     """How much is told."""
 
@@ -320,6 +354,7 @@ class ConfigFile(Section):
     tiers: tuple[Tier, ...] = ()
     models: Models = Models()
     storage: Storage = Storage()
+    quota: Quota = Quota()
     log: Log = Log()
 
 

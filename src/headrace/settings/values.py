@@ -90,6 +90,16 @@ def _storage_url(value: StorageUrl) -> StorageUrl:
     return StorageUrl(text)
 
 
+def _ledger_url(value: StorageUrl) -> StorageUrl:
+    """Never quotes the value: it may hold a password."""
+    text = value.get_secret_value().strip()
+    if text != "embedded" and not text.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError(
+            "it has to be embedded, or the address of a Redis, like redis://:password@host:6379/0"
+        )
+    return StorageUrl(text)
+
+
 def _key(value: SecretStr) -> SecretStr:
     """Never quotes the value: it is a secret."""
     text = value.get_secret_value().strip()
@@ -143,6 +153,12 @@ BackendUrl = Annotated[str, AfterValidator(_backend_url)]
 Database = Annotated[
     StorageUrl,
     AfterValidator(_storage_url),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string"}),
+]
+Ledger = Annotated[
+    StorageUrl,
+    AfterValidator(_ledger_url),
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"type": "string"}),
 ]

@@ -1,4 +1,4 @@
-"""The composition root: settings in, a running service out. The only place that chooses adapters and owns what runs."""
+"""One run of the service: what starts in which order, and how it goes down."""
 
 from __future__ import annotations
 
@@ -16,30 +16,19 @@ from typing import Any
 import structlog
 import uvloop
 
-from headrace.adapters.ledger.memory import MemoryLedger
-from headrace.adapters.storage.accounts import SqlAccounts
 from headrace.adapters.storage.backend import Backend, choose
-from headrace.adapters.storage.database import Database
-from headrace.adapters.storage.journal import SqlJournal
-from headrace.adapters.storage.records import SqlRecords
-from headrace.adapters.storage.retention import Retention
-from headrace.connectors.direct import DirectConnector
-from headrace.connectors.direct import Limits as ConnectionPool
-from headrace.connectors.endpoint import Endpoint, Tls
-from headrace.control.access import FIRST_KEY_FILE, KeyRing, admit_first_key
+from headrace.bootstrap.backends import local_engine, local_ollama, node_id, watched_upstream
+from headrace.bootstrap.keeping import Kept, open_kept
+from headrace.control.access import ADMIN, FIRST_KEY_FILE, KeyRing, admit_first_key
 from headrace.control.accounts import AccountBook
-from headrace.control.discovery import Discovery, Watched
+from headrace.control.discovery import Discovery
 from headrace.control.plane import LocalControlPlane
 from headrace.control.quota import QuotaPlane
 from headrace.control.recording import Recorder
 from headrace.control.registry import Registry
 from headrace.core.inference import Inference
-from headrace.domain.fleet import ModelInfo, Node, NodeState
 from headrace.engine.catalog import Catalog
 from headrace.engine.download import Progress
-from headrace.engine.local import LocalEngine
-from headrace.engine.spec import EngineSpec
-from headrace.engine.supervisor import EngineState
 from headrace.gateway.administration import Administration
 from headrace.gateway.app import build_app
 from headrace.gateway.cors import OriginPolicy
@@ -52,9 +41,8 @@ from headrace.kernel.aio import Tasks
 from headrace.kernel.clock import Clock, SystemClock
 from headrace.kernel.errors import Unavailable
 from headrace.observe.logging import configure_logging
-from headrace.ports.connector import Connector, Timeouts, Traits
-from headrace.settings import Engine, Settings, Upstream
-from headrace.settings.schema import UpstreamKind
+from headrace.ports.connector import Connector
+from headrace.settings import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -149,14 +137,9 @@ async def running(
     keys, registry = KeyRing(), Registry()
     connectors: dict[str, Connector] = {}
     async with contextlib.AsyncExitStack() as stack:
-        kept = await _kept(settings, backend, clock, stack)
+        kept = await open_kept(settings, backend, clock, stack)
         first_key = _let_in(keys, settings)
-        tiers = {tier.name: tier.allowance for tier in settings.tiers}
-        book = AccountBook(kept.accounts, keys, clock, tiers, settings.limits.allowance)
-        await book.refresh()
-        following = Tasks()
-        stack.push_async_callback(following.close)
-        following.spawn(book.follow(), name="accounts.follow")
+        book = await _accounts(settings, kept, keys, clock, stack)
         recorder = Recorder(kept.records, clock, lambda error: problem(error).status)
         control = LocalControlPlane(
             registry,
@@ -167,23 +150,7 @@ async def running(
         )
         metered = QuotaPlane(control, kept.ledger, clock, recorder)
         inference = Inference(metered, connectors, recorder.status_of)
-        engines = settings.effective_engines
-        # Engines whose threads wait for each other crawl: where there are several, each gets its share of the processor.
-        share = max(1, (os.cpu_count() or 1) // len(engines)) if len(engines) > 1 else 0
-        for engine in engines:
-            local = _engine(engine, catalog, clock, registry, threads=share)
-            connectors[_node_id(engine)] = local.connector
-            stack.push_async_callback(local.close)
-            await local.start()
-        watched = [_upstream(upstream, connectors, clock) for upstream in settings.upstreams]
-        if settings.ollama.probe and "ollama" not in connectors:  # else one of that name is configured
-            watched.append(_local_ollama(settings, connectors, clock))
-        for one in watched:
-            stack.push_async_callback(connectors[one.node.id].close)
-        discovery = Discovery(registry, connectors)
-        control.on_unreachable = discovery.unreachable
-        stack.push_async_callback(discovery.close)
-        await discovery.start(watched)
+        control.on_unreachable = await _models(settings, catalog, clock, registry, connectors, stack)
         origins = OriginPolicy(settings.server.cors_origin_regex)
         lane = _token_lane(settings, keys, inference, origins)
         admin = Administration(book, kept.records, kept.ledger)
@@ -197,103 +164,57 @@ async def running(
         yield service
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """What survives a restart."""
+async def _accounts(
+    settings: Settings, kept: Kept, keys: KeyRing, clock: Clock, stack: contextlib.AsyncExitStack
+) -> AccountBook:
+    """The users and keys of the database, and whatever becomes of them."""
+    tiers = {tier.name: tier.allowance for tier in settings.tiers}
+    book = AccountBook(kept.accounts, keys, clock, tiers, settings.limits.allowance)
+    await book.refresh()
+    following = Tasks()
+    stack.push_async_callback(following.close)
+    following.spawn(book.follow(), name="accounts.follow")
+    return book
 
-    accounts: SqlAccounts
-    records: SqlRecords
-    ledger: MemoryLedger
 
-
-async def _kept(
-    settings: Settings, backend: Backend, clock: Clock, stack: contextlib.AsyncExitStack
-) -> _Kept:
-    """Open the database, and what is kept in it; *stack* closes it again."""
-    database = Database(backend, clock)
-    stack.push_async_callback(database.close)
-    await database.open()
-    records = SqlRecords(database, clock)
-    stack.push_async_callback(records.close)
-    journal = SqlJournal(database)
-    ledger = MemoryLedger(journal, clock)
-    stack.push_async_callback(ledger.close)
-    await ledger.open()
-    retention = Retention(records, journal, clock, records_s=settings.storage.records_retention)
-    stack.push_async_callback(retention.close)
-    retention.start()
-    return _Kept(SqlAccounts(database), records, ledger)
+async def _models(
+    settings: Settings,
+    catalog: Catalog,
+    clock: Clock,
+    registry: Registry,
+    connectors: dict[str, Connector],
+    stack: contextlib.AsyncExitStack,
+) -> Callable[[str, str], None]:
+    """Start the engines and look for the upstreams; whom to tell that one of them can't be reached."""
+    engines = settings.effective_engines
+    # Engines whose threads wait for each other crawl: where there are several, each gets its share of the processor.
+    share = max(1, (os.cpu_count() or 1) // len(engines)) if len(engines) > 1 else 0
+    for engine in engines:
+        local = local_engine(engine, catalog, clock, registry, threads=share)
+        connectors[node_id(engine)] = local.connector
+        stack.push_async_callback(local.close)
+        await local.start()
+    watched = [watched_upstream(upstream, connectors, clock) for upstream in settings.upstreams]
+    if settings.ollama.probe and "ollama" not in connectors:  # else one of that name is configured
+        watched.append(local_ollama(settings, connectors, clock))
+    for one in watched:
+        stack.push_async_callback(connectors[one.node.id].close)
+    discovery = Discovery(registry, connectors)
+    stack.push_async_callback(discovery.close)
+    await discovery.start(watched)
+    return discovery.unreachable
 
 
 def _let_in(keys: KeyRing, settings: Settings) -> tuple[str, bool] | None:
     """Fill the key ring; the first key, and whether it is new, where no other was given."""
-    for key in settings.auth.api_keys:
+    auth = settings.auth
+    for key in auth.api_keys:
         keys.add(key.get_secret_value(), tier=settings.limits.allowance)
-    if settings.auth.api_keys:
+    for key in auth.admin_keys:
+        keys.add(key.get_secret_value(), ADMIN)
+    if auth.api_keys or auth.admin_keys:
         return None
     return admit_first_key(keys, settings.home)
-
-
-def _node_id(engine: Engine) -> str:
-    return f"local/{engine.id}"
-
-
-def _engine(
-    engine: Engine, catalog: Catalog, clock: Clock, registry: Registry, *, threads: int
-) -> LocalEngine:
-    """*threads*: of its compute threads, where the settings leave it open."""
-    node_id = _node_id(engine)
-    model = ModelInfo(engine.id, created=int(clock.now()))
-    registry.upsert(Node(node_id, "engine", (model,), capacity=engine.parallel))
-
-    def report(state: EngineState) -> None:
-        registry.update(node_id, state.state, state.detail, ready_in_s=state.ready_in_s)
-        if state.state is NodeState.FAILED:
-            log.error(
-                "an engine failed",
-                action="engine.failed",
-                engine=state.id,
-                reason=state.detail,
-                log=state.log[-3:],
-            )
-
-    def make_direct(path: str) -> Connector:
-        # No connection is kept: this llama.cpp says Keep-Alive and hangs up after each streamed answer all the same (seen),
-        # so that the next request on that connection would be lost.
-        pool = ConnectionPool(connections=engine.parallel + 4, idle=0)
-        return DirectConnector(Endpoint.unix(path), clock=clock, limits=pool)
-
-    spec = EngineSpec(**engine.model_dump() | {"threads": engine.threads or threads})
-    return LocalEngine(spec, catalog=catalog, make_direct=make_direct, clock=clock, on_state=report)
-
-
-def _upstream(upstream: Upstream, connectors: dict[str, Connector], clock: Clock) -> Watched:
-    key = upstream.read_api_key()
-    times = upstream.timeouts
-    connectors[upstream.name] = DirectConnector(
-        Endpoint.parse(upstream.url, tls=Tls(ca_file=upstream.ca_file)),
-        clock=clock,
-        headers=[(b"authorization", b"Bearer " + key.encode())] if key else [],
-        limits=ConnectionPool(connections=upstream.capacity + 16, idle=upstream.capacity),
-        timeouts=Timeouts(times.connect, times.first_byte, times.idle),
-        traits=_traits(upstream),
-    )
-    node = Node(upstream.name, "direct", capacity=upstream.capacity, tags=frozenset(upstream.tags))
-    return Watched(node, upstream.models)
-
-
-def _traits(upstream: Upstream) -> Traits:
-    stops = upstream.cancels_unstreamed
-    if stops is None:
-        stops = upstream.kind is UpstreamKind.OLLAMA
-    return Traits(cancels_unstreamed=stops, slots=upstream.capacity)
-
-
-def _local_ollama(settings: Settings, connectors: dict[str, Connector], clock: Clock) -> Watched:
-    node = Node("ollama", "direct", capacity=4, tags=frozenset({"local"}))
-    endpoint = Endpoint.parse(settings.ollama.url)
-    connectors[node.id] = DirectConnector(endpoint, clock=clock, traits=Traits(cancels_unstreamed=True))
-    return Watched(node, optional=True)
 
 
 def _token_lane(settings: Settings, keys: KeyRing, inference: Inference, origins: OriginPolicy) -> TokenLane:
