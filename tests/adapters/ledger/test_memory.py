@@ -421,6 +421,7 @@ class Agreeable(Journal):
         pass
 
 
+@pytest.mark.slow
 async def test_memory_is_independent_of_subjects_that_are_idle() -> None:
     clock = ManualClock(NOON)
     ledger = MemoryLedger(Agreeable(), clock, LedgerOptions(remembered=1000, most_waiting=10**6))

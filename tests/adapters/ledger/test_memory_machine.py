@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -238,5 +239,5 @@ class MemoryLedgerMachine(RuleBasedStateMachine):
         assert not self.ledger.waiting or self.clock.pending
 
 
-TestMemoryLedgerMachine = MemoryLedgerMachine.TestCase
+TestMemoryLedgerMachine = pytest.mark.slow(MemoryLedgerMachine.TestCase)
 TestMemoryLedgerMachine.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)

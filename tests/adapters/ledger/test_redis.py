@@ -199,6 +199,7 @@ async def test_a_frozen_redis_is_not_waited_for_and_what_reaches_it_late_is_not_
         assert await used(ledger, DAILY) == [200]
 
 
+@pytest.mark.slow
 @pytest.mark.req("E15")
 async def test_what_is_settled_while_redis_is_frozen_counts_once(own: RedisServer) -> None:
     clock = ManualClock(NOON)
