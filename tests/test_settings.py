@@ -565,6 +565,8 @@ def test_the_schema_knows_every_key() -> None:
         "limits",
         "models",
         "storage",
+        "tiers",
+        "quota",
         "log",
     }
     assert "header_timeout" in schema["$defs"]["Server"]["properties"]

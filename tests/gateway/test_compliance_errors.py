@@ -49,6 +49,7 @@ def kinds(base: type[RequestError] = RequestError) -> list[type[RequestError]]:
 
 
 MADE: dict[str, RequestError] = {
+    "LimitExceeded": errors.LimitExceeded("Too much.", code="rate_limit_exceeded", retry_after_s=1),
     "ModelNotFound": errors.ModelNotFound("m"),
     "MethodNotAllowed": errors.MethodNotAllowed("x", allowed=["GET"]),
     "UpstreamRefused": errors.UpstreamRefused("x", status=422),

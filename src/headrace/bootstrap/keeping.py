@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What survives a restart."""
+    """What survives a restart. `gauges`: how it stands, by the names of the metrics."""
 
     accounts: SqlAccounts
     records: SqlRecords
     ledger: QuotaLedger
+    gauges: Mapping[str, Callable[[], float]]
 
 
 async def open_kept(
@@ -48,7 +50,18 @@ async def open_kept(
     retention = Retention(records, journal, clock, records_s=settings.storage.records_retention)
     stack.push_async_callback(retention.close)
     retention.start()
-    return Kept(SqlAccounts(database), records, ledger)
+    return Kept(SqlAccounts(database), records, ledger, _gauges(records, ledger))
+
+
+def _gauges(records: SqlRecords, ledger: MemoryLedger | RedisLedger) -> dict[str, Callable[[], float]]:
+    unwritten = (lambda: ledger.unwritten) if isinstance(ledger, MemoryLedger) else (lambda: ledger.unsettled)
+    return {
+        "headrace_records_buffered": lambda: records.buffered,
+        "headrace_records_dropped_total": lambda: records.dropped,
+        "headrace_ledger_open_reservations": lambda: ledger.open_reservations,
+        "headrace_ledger_waiting": lambda: ledger.waiting,
+        "headrace_ledger_unwritten": unwritten,
+    }
 
 
 def _ledger(settings: Quota, journal: Journal, clock: Clock) -> MemoryLedger | RedisLedger:

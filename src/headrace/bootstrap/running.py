@@ -29,13 +29,17 @@ from headrace.control.registry import Registry
 from headrace.core.inference import Inference
 from headrace.engine.catalog import Catalog
 from headrace.engine.download import Progress
+from headrace.gateway.addresses import Addresses
 from headrace.gateway.administration import Administration
 from headrace.gateway.app import build_app
 from headrace.gateway.cors import OriginPolicy
 from headrace.gateway.gate import ConnectionLimits
+from headrace.gateway.guard import AddressGuard
 from headrace.gateway.listener import Listener, bind, raise_open_files_limit
+from headrace.gateway.metrics import Counted, MetricsRoute
 from headrace.gateway.problems import problem
 from headrace.gateway.requests import BodyLimits
+from headrace.gateway.security import SecurityEvents
 from headrace.gateway.token_lane import TokenLane
 from headrace.kernel.aio import Tasks
 from headrace.kernel.clock import Clock, SystemClock
@@ -43,6 +47,7 @@ from headrace.kernel.errors import Unavailable
 from headrace.observe.logging import configure_logging
 from headrace.ports.connector import Connector
 from headrace.settings import Settings
+from headrace.settings.schema import MetricsAccess
 
 log = structlog.get_logger(__name__)
 
@@ -153,9 +158,22 @@ async def running(
         control.on_unreachable = await _models(settings, catalog, clock, registry, connectors, stack)
         origins = OriginPolicy(settings.server.cors_origin_regex)
         lane = _token_lane(settings, keys, inference, origins)
-        admin = Administration(book, kept.records, kept.ledger)
+        counted = Counted(
+            control,
+            registry,
+            lane.guard,
+            refusals=lambda: metered.refusals,
+            connections=lambda: service.listener.connections,
+            answering=lambda: service.listener.answering,
+            gauges=kept.gauges,
+        )
         app = build_app(
-            lane=lane, registry=registry, origins=origins, ready=lambda: service.ready, admin=admin
+            lane=lane,
+            registry=registry,
+            origins=origins,
+            ready=lambda: service.ready,
+            admin=Administration(book, kept.records, kept.ledger),
+            metrics=MetricsRoute(keys, counted, open_to_all=settings.server.metrics is MetricsAccess.OPEN),
         )
         listener = Listener(app, listening, _connection_limits(settings), lane)
         service = Service(settings, listening.getsockname()[1], first_key, inference, listener)
@@ -220,6 +238,7 @@ def _let_in(keys: KeyRing, settings: Settings) -> tuple[str, bool] | None:
 def _token_lane(settings: Settings, keys: KeyRing, inference: Inference, origins: OriginPolicy) -> TokenLane:
     demo = settings.effective_engines[0].id if settings.serves_demo else ""
     pause_s = settings.server.body_timeout
+    events = SecurityEvents()
     return TokenLane(
         keys,
         inference,
@@ -227,6 +246,8 @@ def _token_lane(settings: Settings, keys: KeyRing, inference: Inference, origins
         limits=BodyLimits(settings.limits.max_body, pause_s, pause_s * 10),
         default_model=settings.models.default or demo,
         default_embedding_model=settings.models.default_embed or "",
+        guard=AddressGuard(settings.limits.anonymous_requests_per_minute, events),
+        addresses=Addresses(settings.server.trusted_proxies, events),
     )
 
 

@@ -194,7 +194,10 @@ class TokenRequest(Answer):
             return
         self._received = self._client.gate.now()
         self._client.deadline = self._received + self._lane.patience.grace_s if body.stream else NEVER
-        call = self._lane.inference.start(self.id, self._principal, body, self, asked_at=self._received)
+        client = self._head.client or self.client_address
+        call = self._lane.inference.start(
+            self.id, self._principal, body, self, asked_at=self._received, client=client
+        )
         if not self.over:
             self.call = call
 
