@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from headrace.cli import keys
 from headrace.cli.office import find_gateway
 from headrace.control.access import FIRST_KEY_FILE
+from headrace.domain.access import Scope
 from headrace.testing import Script
 from support.administration import ADMIN_KEY, AdministeredHouse
 from support.command_line import Engine, Result, run_apart
@@ -175,6 +177,10 @@ class TestKeys:
     def test_in_a_process_of_its_own(self, house: AdministeredHouse) -> None:
         result = run_apart("key", "list", "--json")
         assert (result.status, result.out, result.err) == (0, "[]\n", "")
+
+
+def test_each_scope_can_be_given() -> None:
+    assert set(keys._SCOPES) == set(Scope)
 
 
 class TestUsers:

@@ -11,8 +11,8 @@ from headrace.cli.limits import LIMIT_OPTIONS, chosen_limits, told_limits
 from headrace.cli.moments import ahead, told_moment
 from headrace.cli.office import Office, asks_the_office, segment, with_options
 from headrace.cli.tables import show_fields, show_table
-from headrace.domain.access import Scope
 
+_SCOPES = ("inference", "admin")  # of domain.access, which costs every command its libraries
 KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="A key's id or prefix.")]
 
 
@@ -29,6 +29,9 @@ def build() -> typer.Typer:
 
 def _terms(chosen: dict[str, Any]) -> dict[str, Any]:
     """What a key shall be, as the API has it."""
+    for scope in chosen["scope"] or ():
+        if scope not in _SCOPES:
+            raise typer.BadParameter(f"{scope!r} is not one of {', '.join(_SCOPES)}.", param_hint="--scope")
     given = {
         "name": chosen["name"],
         "scopes": chosen["scope"] or None,
@@ -49,7 +52,7 @@ _with_terms = with_options(
         "name": (Annotated[str | None, typer.Option("--name", metavar="TEXT", help="What it is for.")], None),
         "scope": (
             Annotated[
-                list[Scope] | None,
+                list[str] | None,
                 typer.Option("--scope", metavar="SCOPE", help="inference or admin; several times: both."),
             ],
             None,
