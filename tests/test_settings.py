@@ -231,7 +231,6 @@ class TestAliases:
         [
             "ENROLLMENT_SECRET",
             "ENROLLMENT_TTL_SECONDS",
-            "RATE_LIMIT",
             "RELAY_ENABLED",
             "OBRIDGE_NODE_ID",
             "OBRIDGE_PUBLIC_LINK_CMD",
@@ -243,6 +242,16 @@ class TestAliases:
         assert len(found.warnings) == 1
         assert name in found.warnings[0]
         assert "topsecret" not in found.warnings[0]
+
+    @pytest.mark.req("C09", "C42")
+    @pytest.mark.parametrize("said", ["60/minute", "60 per minute", "60", "60/1min"])
+    def test_the_founding_name_of_the_rate_limit_is_each_keys(self, said: str) -> None:
+        assert settings(RATE_LIMIT=said).limits.requests_per_minute == 60
+
+    @pytest.mark.parametrize("said", ["60/hour", "-1", "many"])
+    def test_a_rate_limit_that_is_none_of_a_minute_is_an_error(self, said: str) -> None:
+        with pytest.raises(ConfigError, match="RATE_LIMIT"):
+            settings(RATE_LIMIT=said)
 
     def test_mode_gateway_is_what_this_is(self) -> None:
         assert load(None, {"MODE": "gateway"}).unused_aliases == ()

@@ -115,11 +115,11 @@ class TestConfig:
 
     @pytest.mark.req("C41", "C42")
     def test_what_has_no_effect_is_told(self, headrace: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("RATE_LIMIT", "60/minute")
+        monkeypatch.setenv("RELAY_ENABLED", "true")
         monkeypatch.setenv("OBRIDGE_NODE_ID", "n")
         for command in ("check", "show"):
             err = headrace("config", command).err
-            assert "warning: RATE_LIMIT is set" in err
+            assert "warning: RELAY_ENABLED is set" in err
             assert "warning: OBRIDGE_NODE_ID is set" in err
 
 

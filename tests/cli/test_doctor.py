@@ -87,7 +87,7 @@ def test_wrong_settings_end_the_examination(tmp_path: Path, port: int) -> None:
 
 
 def test_variables_without_effect_are_told(tmp_path: Path, port: int) -> None:
-    assert (examine(tmp_path, port, RATE_LIMIT="5")).level("environment") == "warn"
+    assert (examine(tmp_path, port, RELAY_ENABLED="true")).level("environment") == "warn"
 
 
 @pytest.mark.parametrize("now", [0.0, 1_000_000_000.0, 9e9])

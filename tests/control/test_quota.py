@@ -15,7 +15,7 @@ from headrace.domain.access import Principal
 from headrace.domain.fleet import ModelInfo, Node, NodeState
 from headrace.domain.inference import Operation, Usage
 from headrace.domain.quota import Limits, Measure
-from headrace.kernel.errors import Forbidden, LimitExceeded, RequestError
+from headrace.kernel.errors import Forbidden, LimitExceeded, ModelNotFound, RequestError
 from headrace.ports.connector import Lost, NotSent
 from headrace.ports.control import Admission, Ask, Ending, Grant, Outcome, Waiting
 from headrace.ports.ledger import Verdict
@@ -232,6 +232,32 @@ async def test_a_model_that_the_key_may_not_use_is_refused(house: House) -> None
     allowed, _ = house.ask(principal(Limits(), models=("llama-*", "m")))
     assert allowed.grant
     house.finish(allowed)
+
+
+async def test_a_secret_model_does_not_exist_for_those_who_may_not_use_it(house: House) -> None:
+    house.registry.upsert(
+        Node(
+            "b",
+            "direct",
+            (
+                ModelInfo("llama-secret"),
+                ModelInfo("llama-3"),
+            ),
+            capacity=1,
+            state=NodeState.READY,
+        )
+    )
+    secretive = QuotaPlane(house.placing, house.ledger, house.clock, secret_models=True)
+    who = principal(Limits(), models=("llama-3*",))
+    told = []
+    for model in ("llama-secret", "llama-nowhere", "llama-3x"):
+        asker = Asker()
+        secretive.admit(Ask(f"s{model}", who, Operation.CHAT, model), asker)
+        assert isinstance(asker.refusal, ModelNotFound)
+        assert "secret" not in asker.refusal.message.replace(model, "")
+        told.append(asker.refusal.message.replace(model, "M"))
+    assert told[0] == told[1], "it looks like one that was never there"
+    assert "llama-3" in told[2]
 
 
 async def test_leaving_while_the_ledger_thinks_costs_nothing() -> None:

@@ -12,6 +12,8 @@ import pytest
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
+from headrace.control.access import digest
+from headrace.domain.access import Principal
 from headrace.testing.fake_engine import ErrorEvent, FakeEngine, Refuse, Script, ToolCall
 from support.house import KEY, House, gateway
 from support.raw import RawClient, call
@@ -251,3 +253,12 @@ async def test_browsers_of_allowed_origins_may_call_and_read_errors(house: House
         assert (refused.headers.get("access-control-allow-origin") == origin) is allowed
         if allowed:
             assert "x-request-id" in refused.headers["access-control-expose-headers"]
+
+
+@pytest.mark.compliance("O60")
+async def test_models_are_shown_to_those_who_may_use_them(house: House) -> None:
+    house.keys.replace_managed({digest(b"sk-narrow"): Principal("narrow", models=("else-*",))})
+    narrow = {"authorization": "Bearer sk-narrow"}
+    assert (await call(house.port, "GET", "/v1/models", narrow)).json["data"] == []
+    assert (await call(house.port, "GET", "/v1/models/fake", narrow)).status == 404
+    assert (await call(house.port, "GET", "/v1/models/fake", house.auth)).status == 200

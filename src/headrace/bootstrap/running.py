@@ -153,7 +153,7 @@ async def running(
             queue_wait_s=settings.limits.queue_wait,
             recorder=recorder,
         )
-        metered = QuotaPlane(control, kept.ledger, clock, recorder)
+        metered = QuotaPlane(control, kept.ledger, clock, recorder, secret_models=settings.auth.secret_models)
         inference = Inference(metered, connectors, recorder.status_of)
         control.on_unreachable = await _models(settings, catalog, clock, registry, connectors, stack)
         origins = OriginPolicy(settings.server.cors_origin_regex)

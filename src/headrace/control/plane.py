@@ -150,7 +150,7 @@ class LocalControlPlane(ControlPlane):
     def _again(self, call: Call, grant: Grant, failure: Failure) -> None:
         """Grant *call* another place, let it wait at the front, or refuse it."""
         model = grant.ask.model
-        refusal = self._no_more(call, grant, failure) or self._pointless(model)
+        refusal = self._no_more(call, grant, failure) or self._pointless(grant.ask)
         if refusal is not None:
             self._refuse(call, refusal)
             return
@@ -169,7 +169,7 @@ class LocalControlPlane(ControlPlane):
     def _wait(self, call: Call) -> None:
         """Let *call* wait, and tell the one that goes for it; refuse it where waiting is pointless."""
         ask = call.ask
-        refusal = self._pointless(ask.model)
+        refusal = self._pointless(ask)
         if refusal is not None:
             self._refuse(call, refusal)
             return
@@ -192,13 +192,15 @@ class LocalControlPlane(ControlPlane):
             f"The queue is full.{why}", retry_after_s=self._room.drained_in(), code="queue_full"
         )
 
-    def _pointless(self, model: str) -> RequestError | None:
-        """Why nobody will have a place for *model*; None where somebody may."""
-        holders = self._registry.holders(model)
-        return hopeless(holders, model) if holders else self._unknown(model)
+    def _pointless(self, ask: Ask) -> RequestError | None:
+        """Why nobody will have a place for the model that is asked for; None where somebody may."""
+        holders = self._registry.holders(ask.model)
+        return hopeless(holders, ask.model) if holders else self._unknown(ask)
 
-    def _unknown(self, model: str) -> RequestError:
-        """The model isn't there; or nobody can say, as long as a backend was never asked successfully."""
+    def _unknown(self, ask: Ask) -> RequestError:
+        """The model isn't there; or nobody can say, as long as a backend was never asked successfully. Names that look like
+        it are told only to those who may use them."""
+        model = ask.model
         unasked = [n.id for n in self._registry.nodes() if not n.models and n.state is not NodeState.READY]
         if unasked:
             return Unavailable(
@@ -206,7 +208,9 @@ class LocalControlPlane(ControlPlane):
                 retry_after_s=RETRY_UNREACHABLE_S,
                 code="no_healthy_backend",
             )
-        return ModelNotFound(model, near_names(model, [info.id for info in self._registry.models()]))
+        return ModelNotFound(
+            model, near_names(model, [m.id for m in self._registry.models() if ask.principal.may_use(m.id)])
+        )
 
     def _grant(self, call: Call, node: Node) -> None:
         """Give *call* a slot of *node* and tell it."""

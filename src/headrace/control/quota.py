@@ -18,7 +18,7 @@ from headrace.control.recording import Recorder, code_of
 from headrace.domain.inference import Usage
 from headrace.domain.quota import Measure, Period, Window
 from headrace.kernel.clock import Clock
-from headrace.kernel.errors import Budget, Forbidden, LimitExceeded, RequestError, Unavailable
+from headrace.kernel.errors import Budget, Forbidden, LimitExceeded, ModelNotFound, RequestError, Unavailable
 from headrace.ports.connector import Failure
 from headrace.ports.control import Admission, Ask, ControlPlane, Ending, Grant, Outcome, Waiting
 from headrace.ports.ledger import Charge, QuotaLedger, Standing, Verdict
@@ -27,15 +27,25 @@ _SOON = (Period.NOW, Period.MINUTE)
 
 
 class QuotaPlane(ControlPlane):
-    """A control plane that asks *ledger* before and after *placing* grants. Who has no limits passes it by."""
+    """A control plane that asks *ledger* before and after *placing* grants. Who has no limits passes it by.
+
+    secret_models: to a key that may not use a model, it doesn't exist.
+    """
 
     def __init__(
-        self, placing: ControlPlane, ledger: QuotaLedger, clock: Clock, recorder: Recorder | None = None
+        self,
+        placing: ControlPlane,
+        ledger: QuotaLedger,
+        clock: Clock,
+        recorder: Recorder | None = None,
+        *,
+        secret_models: bool = False,
     ) -> None:
         self.placing = placing
         self.ledger = ledger
         self.clock = clock
         self._recorder = recorder
+        self._secret_models = secret_models
         self._held: dict[str, _Held] = {}
         self.refusals: dict[str, int] = {}
 
@@ -43,7 +53,7 @@ class QuotaPlane(ControlPlane):
         """See the port."""
         principal = ask.principal
         if principal.models and not principal.may_use(ask.model):
-            told.refused(self.count(ask, _not_allowed(ask.model)))
+            told.refused(self.count(ask, self._not_allowed(ask.model)))
             return _NOTHING
         if not principal.entry and not principal.tokens:
             return self.placing.admit(ask, told)
@@ -74,6 +84,11 @@ class QuotaPlane(ControlPlane):
     def forget(self, held: _Held) -> None:
         """*held* won't be granted again."""
         self._held.pop(held.ask.request_id, None)
+
+    def _not_allowed(self, model: str) -> RequestError:
+        if self._secret_models:
+            return ModelNotFound(model)
+        return Forbidden(f"Your key may not use the model {model!r}.", code="model_not_allowed")
 
     def count(self, ask: Ask, refusal: RequestError) -> RequestError:
         """Count and record a request that is refused before it was placed."""
@@ -259,10 +274,6 @@ class _Nothing(Waiting):
 
 
 _NOTHING = _Nothing()
-
-
-def _not_allowed(model: str) -> Forbidden:
-    return Forbidden(f"Your key may not use the model {model!r}.", code="model_not_allowed")
 
 
 def _exceeded(

@@ -1,4 +1,4 @@
-"""`/v1/models`: every model that some backend has, loaded or not."""
+"""`/v1/models`: every model that some backend has, loaded or not, and that the key may use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from headrace.control.access import KeyRing, read_key
 from headrace.control.registry import Registry
-from headrace.domain.fleet import near_names
+from headrace.domain.fleet import ModelInfo, near_names
 from headrace.kernel.errors import ModelNotFound
 from headrace.wire.openai import model_object
 
@@ -22,19 +22,23 @@ class ModelRoutes:
 
     async def listing(self, request: Request) -> Response:
         """GET /v1/models"""
-        self._keys.authenticate(read_key(request.scope["headers"]))
-        models = [model_object(info.id, info.created, info.owned_by) for info in self._registry.models()]
+        models = [
+            model_object(info.id, info.created, info.owned_by) for info in self._usable(request).values()
+        ]
         return _json({"object": "list", "data": models})
 
     async def one(self, request: Request) -> Response:
         """GET /v1/models/{model}; the name may have slashes."""
-        self._keys.authenticate(read_key(request.scope["headers"]))
         name = request.path_params["model"]
-        models = {info.id: info for info in self._registry.models()}
+        models = self._usable(request)
         if name not in models:
             raise ModelNotFound(name, near_names(name, models))
         info = models[name]
         return _json(model_object(info.id, info.created, info.owned_by))
+
+    def _usable(self, request: Request) -> dict[str, ModelInfo]:
+        principal = self._keys.authenticate(read_key(request.scope["headers"]))
+        return {info.id: info for info in self._registry.models() if principal.may_use(info.id)}
 
 
 def _json(value: object) -> Response:

@@ -70,7 +70,7 @@ class Accounts(Protocol):
         """A number that grows with each change of users and keys, by whatever process: cheap to ask."""
 
 
-class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
+class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What is kept of one request (C34, E20): never its prompt or answer. Times are seconds since the epoch.
 
     status: `completed`, `cancelled`, `failed` or `refused`. http_status: what the client was told, 0 if nothing. error: the

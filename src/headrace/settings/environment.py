@@ -20,6 +20,7 @@ ALIASES: dict[str, tuple[str, str]] = {
     "DEFAULT_MODEL": ("models", "default"),
     "LOCAL_RUNTIME_ENABLED": ("ollama", "probe"),
     "OLLAMA_BASE_URL": ("ollama", "url"),
+    "RATE_LIMIT": ("limits", "requests_per_minute"),
 }
 """Other names of a key. The canonical name wins over them, they win over the file."""
 
@@ -33,7 +34,6 @@ UNUSED_ALIASES: dict[str, str] = {
     "MODE": "this program is always a gateway",
     "OBRIDGE_NODE_ID": "there is no node agent yet",
     "OBRIDGE_PUBLIC_LINK_CMD": "there is no node agent yet",
-    "RATE_LIMIT": "requests are not rate-limited yet",
     "RELAY_ENABLED": "nodes can't dial in yet",
 }
 """Names that are known and do nothing, each with the reason."""

@@ -26,6 +26,7 @@ from headrace.settings.values import (
     Name,
     OptionalKey,
     Origin,
+    PerMinute,
     Proxy,
     Seconds,
     StorageUrl,
@@ -115,6 +116,10 @@ class Auth(Section):
     )
     admin_keys: tuple[Key, ...] = Field(
         default=(), description="Static keys that may do everything, administration included, without limits."
+    )
+    secret_models: bool = Field(
+        default=False,
+        description="To a key that may not use a model, say that there is none (404) instead of that it may not (403).",
     )
 
 
@@ -220,7 +225,9 @@ class Ollama(Section):
 class Allowance(Section):
     """What one who asks may use; 0 is no limit. Windows begin with their unit of UTC."""
 
-    requests_per_minute: int = Field(default=0, ge=0, description="Requests in a minute.")
+    requests_per_minute: PerMinute = Field(
+        default=0, description="Requests in a minute; `60/minute` is 60, too."
+    )
     requests_per_day: int = Field(default=0, ge=0, description="Requests in a day.")
     requests_per_month: int = Field(default=0, ge=0, description="Requests in a month.")
     tokens_per_minute: int = Field(default=0, ge=0, description="Tokens in a minute, read and written.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
+from annotated_types import Ge
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, SecretStr, WithJsonSchema
 
 from headrace.kernel.units import parse_bytes, parse_seconds
@@ -100,6 +101,13 @@ def _ledger_url(value: StorageUrl) -> StorageUrl:
     return StorageUrl(text)
 
 
+def _per_minute(value: object) -> object:
+    """`60/minute` is 60, as other gateways write it."""
+    if isinstance(value, str):
+        return re.sub(r"\s*(?:/|per)\s*(?:1\s*)?min(?:ute)?$", "", value.strip())
+    return value
+
+
 def _key(value: SecretStr) -> SecretStr:
     """Never quotes the value: it is a secret."""
     text = value.get_secret_value().strip()
@@ -162,6 +170,7 @@ Ledger = Annotated[
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"type": "string"}),
 ]
+PerMinute = Annotated[int, BeforeValidator(_per_minute), Ge(0)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Proxy = Annotated[str, AfterValidator(_proxy)]
 ConfiguredPath = Annotated[Path | None, BeforeValidator(_none_if_empty), InConfigFolder()]
