@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,8 +113,9 @@ def effective_settings(folder: Path) -> str:
 @contextmanager
 def _stack(name: str, site: Site, *, cancels_unstreamed: bool) -> Iterator[Stack]:
     port = free_port()
-    folder = site.folder / name
-    folder.mkdir(exist_ok=True)
+    folder = Path(
+        tempfile.mkdtemp(prefix=f"{name}-", dir=site.folder)
+    )  # two that run at once share no database
     text = headrace_toml(port, site.upstream, cancels_unstreamed=cancels_unstreamed)
     with headrace_up(folder, text, port, core=GATEWAY_CORE) as process:
         endpoint = Endpoint(port)

@@ -82,7 +82,7 @@ def test_the_configuration_can_not_be_read(tmp_path: Path) -> None:
 def test_the_data_folder_can_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     said = told(tmp_path / "file" / "home")
-    assert "data folder" in said
+    assert "can't be used" in said
     assert str(tmp_path / "file" / "home") in said
 
 

@@ -51,6 +51,7 @@ keep_alive = "5s"
 [limits]
 queue_wait = "2s"
 queue_size = 64
+anonymous_requests_per_minute = 0
 """
 UPSTREAM = """
 [[upstreams]]
