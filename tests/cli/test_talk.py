@@ -36,6 +36,17 @@ class Terminal:
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
 
+    def interrupt_at_prompt(self, text: str) -> None:
+        """Press Ctrl-C until *text* is shown. Between showing its prompt and waiting for a key, readline doesn't hear it, and a
+        person presses again."""
+        for _ in range(30):
+            self.interrupt()
+            ready, _, _ = select.select([self._descriptor], [], [], 1.0)
+            if ready:
+                self.see(text)
+                return
+        raise AssertionError("Ctrl-C was never heard")
+
     def see(self, text: str, *, timeout_s: float = 30.0) -> str:
         """Read until *text* was shown; what was shown up to its end. The next call looks behind it."""
         deadline = time.monotonic() + timeout_s
@@ -123,8 +134,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(serve: Serve) -> None:
         terminal.see("tok0 tok1")
         terminal.see("> ")
         assert contents(engine)[1][1].startswith("tok0 tok1 tok2 tok3")
-        terminal.interrupt()
-        terminal.see("/exit or Ctrl-D leaves.")
+        terminal.interrupt_at_prompt("/exit or Ctrl-D leaves.")
         terminal.type("/exit")
         assert terminal.end() == 0
 
