@@ -43,7 +43,7 @@ def _records(home: Path) -> str:
 
 def _metrics(endpoint: Endpoint) -> str:
     status = _status(endpoint, "/metrics")
-    shown = "served" if status == 200 else "not served yet"
+    shown = "served" if status == 200 else "for admin keys only"
     return f"counters are kept (requests by ending, tokens, executions), /metrics answers {status}: {shown}"
 
 
