@@ -5,8 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from blockbuster import BlockBuster
+
+# In CI the same examples each time, and no complaint of a slow machine; elsewhere new ones.
+hypothesis.settings.register_profile(
+    "ci", derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 PASSED_ON = ("HEADRACE_CACHE", "HEADRACE_REQUIRE_LIVE", "HEADRACE_TEST_")
 
