@@ -491,7 +491,7 @@ def test_the_work_does_not_grow_with_those_who_wait_nor_with_their_keys() -> Non
             queue.pop(M)
 
         work()
-        return calls(work)
+        return min(calls(work) for _ in range(3))  # a finalizer that runs in between is counted, too
 
     small = cycle(10, 2)
     assert cycle(10, 500) <= small

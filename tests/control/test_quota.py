@@ -14,7 +14,7 @@ from headrace.control.registry import Registry
 from headrace.domain.access import Principal
 from headrace.domain.fleet import ModelInfo, Node, NodeState
 from headrace.domain.inference import Operation, Usage
-from headrace.domain.quota import Limits, Measure
+from headrace.domain.quota import Limits, entry_and_tokens
 from headrace.kernel.errors import Forbidden, LimitExceeded, ModelNotFound, RequestError
 from headrace.ports.connector import Lost, NotSent
 from headrace.ports.control import Admission, Ask, Ending, Grant, Outcome, Waiting
@@ -45,12 +45,12 @@ class Asker(Admission):
 
 
 def principal(limits: Limits, models: tuple[str, ...] = ()) -> Principal:
-    windows = limits.windows("key:k")
+    entry, tokens = entry_and_tokens(limits.windows("key:k"))
     return Principal(
         "k",
         models=models,
-        entry=tuple(window for window in windows if window.measure is not Measure.TOKENS),
-        tokens=tuple(window for window in windows if window.measure is Measure.TOKENS),
+        entry=entry,
+        tokens=tokens,
     )
 
 

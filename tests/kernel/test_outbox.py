@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from headrace.kernel.outbox import MAX_HELD_BYTES, Outbox
 
 
@@ -87,3 +89,16 @@ async def test_much_is_written_before_the_turn_ends_so_that_the_transport_can_sa
     outbox.send(transport, b"d")
     await asyncio.sleep(0)
     assert transport.writes[2:] == [b"d"]
+
+
+@pytest.mark.may_block("the log goes to the console here")
+async def test_a_transport_that_raises_costs_the_others_nothing() -> None:
+    class Broken(Transport):
+        def write(self, data: bytes | bytearray) -> None:
+            raise RuntimeError("no more")
+
+    outbox, other = Outbox(), Transport()
+    outbox.send(Broken(), b"a")
+    outbox.send(other, b"b")
+    await asyncio.sleep(0)
+    assert other.writes == [b"b"]

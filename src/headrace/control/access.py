@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from headrace.domain.access import Principal, Scope
-from headrace.domain.quota import NO_TIER, Measure, Tier
+from headrace.domain.quota import NO_TIER, Tier, entry_and_tokens
 from headrace.kernel.errors import StartupError, Unauthenticated
 from headrace.kernel.ids import api_key
 
@@ -55,12 +55,12 @@ class KeyRing:
 
 
 def _principal(key_id: str, scopes: frozenset[Scope], tier: Tier) -> Principal:
-    windows = tier.limits.windows(f"key:{key_id}")
+    entry, tokens = entry_and_tokens(tier.limits.windows(f"key:{key_id}"))
     return Principal(
         key_id,
         scopes,
-        entry=tuple(window for window in windows if window.measure is not Measure.TOKENS),
-        tokens=tuple(window for window in windows if window.measure is Measure.TOKENS),
+        entry=entry,
+        tokens=tokens,
         default_max_tokens=tier.default_max_tokens,
     )
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from headrace.control.access import KeyRing, digest
 from headrace.domain.access import Principal, Scope
 from headrace.domain.inference import Priority
-from headrace.domain.quota import NO_TIER, UNLIMITED, Limits, Measure, Tier, Window
+from headrace.domain.quota import NO_TIER, UNLIMITED, Limits, Tier, Window, entry_and_tokens
 from headrace.kernel.clock import Clock
 from headrace.kernel.errors import InvalidRequest, NotFound, RequestError
 from headrace.kernel.ids import RandomIds, api_key
@@ -268,13 +268,14 @@ class AccountBook:
         owner = user or User(user_id=key.user_id)
         windows = self.windows_of(owner, [key])
         tier = self._tiers.get(owner.tier, self._default)
+        entry, tokens = entry_and_tokens(windows)
         return Principal(
             key.key_id,
             frozenset(key.scopes),
             user=key.user_id,
             models=key.models,
-            entry=tuple(window for window in windows if window.measure is not Measure.TOKENS),
-            tokens=tuple(window for window in windows if window.measure is Measure.TOKENS),
+            entry=entry,
+            tokens=tokens,
             default_max_tokens=tier.default_max_tokens,
             priority=_PRIORITIES.get(key.priority, Priority.NORMAL),
             expires_at=key.expires_at,

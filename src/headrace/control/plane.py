@@ -8,12 +8,19 @@ from dataclasses import dataclass, field
 
 from headrace.control.placement import RETRY_UNREACHABLE_S, choose, expected_wait, hopeless
 from headrace.control.queueing import Call, WaitingRoom
-from headrace.control.recording import Recorder, code_of
+from headrace.control.recording import Recorder
 from headrace.control.registry import Registry
 from headrace.domain.fleet import ModelInfo, Node, NodeState, near_names
 from headrace.domain.inference import Priority
 from headrace.kernel.clock import Clock
-from headrace.kernel.errors import ModelNotFound, RequestError, Unavailable, UpstreamFailed, UpstreamTimeout
+from headrace.kernel.errors import (
+    ModelNotFound,
+    RequestError,
+    Unavailable,
+    UpstreamFailed,
+    UpstreamTimeout,
+    code_of,
+)
 from headrace.ports.connector import Busy, Failure, Lost, NotSent
 from headrace.ports.control import Admission, Ask, ControlPlane, Ending, Grant, Outcome, Waiting
 

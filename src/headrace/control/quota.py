@@ -14,11 +14,19 @@ from collections.abc import Sequence
 
 import msgspec
 
-from headrace.control.recording import Recorder, code_of
+from headrace.control.recording import Recorder
 from headrace.domain.inference import Usage
 from headrace.domain.quota import Measure, Period, Window
 from headrace.kernel.clock import Clock
-from headrace.kernel.errors import Budget, Forbidden, LimitExceeded, ModelNotFound, RequestError, Unavailable
+from headrace.kernel.errors import (
+    Budget,
+    Forbidden,
+    LimitExceeded,
+    ModelNotFound,
+    RequestError,
+    Unavailable,
+    code_of,
+)
 from headrace.ports.connector import Failure
 from headrace.ports.control import Admission, Ask, ControlPlane, Ending, Grant, Outcome, Waiting
 from headrace.ports.ledger import Charge, QuotaLedger, Standing, Verdict

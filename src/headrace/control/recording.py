@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from headrace.kernel.clock import Clock
-from headrace.kernel.errors import RequestError
+from headrace.kernel.errors import RequestError, code_of
 from headrace.ports.control import Ask, Ending, Grant, Outcome
 from headrace.ports.records import Records, RequestRecord
 
@@ -80,8 +80,3 @@ class Recorder:
                 estimated_tokens=ask.estimated_tokens,
             )
         )
-
-
-def code_of(refusal: RequestError) -> str:
-    """What a refusal is counted and kept as: its code, or the kind of error where it has none."""
-    return getattr(refusal, "code", None) or type(refusal).__name__

@@ -16,7 +16,7 @@ from headrace.core.answer import Answer
 from headrace.core.attempt import AssembledAttempt, Attempt, StreamAttempt, Told, WholeAttempt
 from headrace.domain.access import Principal
 from headrace.domain.inference import Usage
-from headrace.kernel.errors import RequestError, UpstreamFailed, UpstreamTimeout
+from headrace.kernel.errors import RequestError, UpstreamFailed, UpstreamTimeout, code_of
 from headrace.ports.connector import (
     Broken,
     Connector,
@@ -273,7 +273,7 @@ class InferenceCall(Admission, Told, Exchange):
         self._owner.active.discard(self)
         code = ""
         if error is not None:
-            code = getattr(error, "code", None) or type(error).__name__
+            code = code_of(error)
             status = status if self._first_at is not None else self._owner.status_of(error)
         self._control.finish(grant, Outcome(ending, usage, status, code, self._first_at))
 

@@ -71,6 +71,12 @@ class Limits(msgspec.Struct, frozen=True):
         )
 
 
+def entry_and_tokens(windows: tuple[Window, ...]) -> tuple[tuple[Window, ...], tuple[Window, ...]]:
+    """Those that a request is held to when it asks, and those of its tokens, when it gets its slot."""
+    tokens = tuple(window for window in windows if window.measure is Measure.TOKENS)
+    return tuple(window for window in windows if window not in tokens), tokens
+
+
 class Tier(msgspec.Struct, frozen=True):
     """What users of one kind may do. default_max_tokens: for requests that set no limit; None: the backend's own."""
 

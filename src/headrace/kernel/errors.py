@@ -39,6 +39,11 @@ class HeadraceError(Exception):
         self.message = message
 
 
+def code_of(error: RequestError) -> str:
+    """What an error is counted and kept as: its code, or its kind where it has none."""
+    return getattr(error, "code", None) or type(error).__name__
+
+
 class ConfigError(HeadraceError):
     """The settings are wrong; nothing was started."""
 

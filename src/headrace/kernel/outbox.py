@@ -9,6 +9,10 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+import structlog
+
+log = structlog.get_logger(__name__)
+
 MAX_HELD_BYTES = 64 * 1024
 
 
@@ -60,5 +64,8 @@ class Outbox:
     def _flush_all(self) -> None:
         waiting, self._waiting = self._waiting, {}
         for transport, data in waiting.items():
-            if not transport.is_closing():
-                transport.write(data)
+            try:
+                if not transport.is_closing():
+                    transport.write(data)
+            except Exception:  # one that fails must not cost the others what waits for them
+                log.exception("a transport refused what it was given", action="outbox.refused")
