@@ -222,7 +222,10 @@ async def soak_in_process(seconds: float, caplog: pytest.LogCaptureFixture) -> N
 
 
 async def _counted(house: House, served: Backends) -> tuple[int, int]:
-    """The tasks of this loop and the blocks of Python's allocator, once nobody is there and no connection is kept."""
+    """The tasks of this loop and the blocks of Python's allocator, once nobody is there and no connection is kept.
+
+    The visitors' and the engines' own sockets count too, as they live in this process: none may be on its way out.
+    """
     await until(
         lambda: house.control.running == 0 and house.control.waiting == 0 and not house.inference.active
     )
@@ -230,8 +233,18 @@ async def _counted(house: House, served: Backends) -> tuple[int, int]:
     for engine in served.engines:
         engine.drop_connections()
     await until(lambda: len(asyncio.all_tasks()) <= len(house.connectors) + 3)
+    ports = {house.port, *(int(url.rpartition(":")[2]) for url in served.urls)}
+    await until(lambda: not _connections(ports))
     gc.collect()
     return len(asyncio.all_tasks()), sys.getallocatedblocks()
+
+
+def _connections(ports: set[int]) -> int:
+    """How many sockets of this process are an end of a connection to one of *ports*."""
+    open_sockets = [c for c in psutil.Process().net_connections("tcp") if c.status != psutil.CONN_LISTEN]
+    return sum(
+        bool({address.port for address in (c.laddr, c.raddr) if address} & ports) for c in open_sockets
+    )
 
 
 @pytest.mark.slow
