@@ -241,10 +241,9 @@ async def _counted(house: House, served: Backends) -> tuple[int, int]:
 
 def _connections(ports: set[int]) -> int:
     """How many sockets of this process are an end of a connection to one of *ports*."""
-    open_sockets = [c for c in psutil.Process().net_connections("tcp") if c.status != psutil.CONN_LISTEN]
-    return sum(
-        bool({address.port for address in (c.laddr, c.raddr) if address} & ports) for c in open_sockets
-    )
+    sockets = psutil.Process().net_connections("tcp")
+    connected = [c for c in sockets if c.status != psutil.CONN_LISTEN]
+    return sum(bool({c.laddr.port, getattr(c.raddr, "port", 0)} & ports) for c in connected)
 
 
 @pytest.mark.slow
