@@ -13,9 +13,10 @@ import pytest
 
 from headrace.connectors.direct import DirectConnector, Limits
 from headrace.connectors.endpoint import Endpoint
+from headrace.domain.inference import Timeouts
 from headrace.kernel.clock import SystemClock
 from headrace.kernel.errors import ConfigError
-from headrace.ports.connector import Busy, Exchange, Headers, Lost, NotSent, Timeouts, UpstreamRequest
+from headrace.ports.connector import Busy, Exchange, Headers, Lost, NotSent, UpstreamRequest
 from headrace.testing.clock import ManualClock
 from support.connector_contract import altered
 from support.http_peer import HttpPeer, PeerConnection

@@ -9,8 +9,9 @@ import pytest
 
 from headrace.connectors.connection import Connection, Owner
 from headrace.connectors.exchange import DirectExchange
+from headrace.domain.inference import Timeouts
 from headrace.kernel.outbox import Outbox
-from headrace.ports.connector import MAX_AFTER_PAUSE, Lost, Timeouts, UpstreamRequest
+from headrace.ports.connector import MAX_AFTER_PAUSE, Lost, UpstreamRequest
 from support.recorder import Recorder
 
 OK = b"HTTP/1.1 200 OK\r\n"

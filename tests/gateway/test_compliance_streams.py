@@ -10,8 +10,8 @@ from typing import Any
 import openai
 import pytest
 
+from headrace.domain.inference import Timeouts
 from headrace.gateway.token_lane import Patience
-from headrace.ports.connector import Timeouts
 from headrace.testing.fake_engine import Cut, ErrorEvent, FakeEngine, Fault, Garbage, Refuse, Script
 from support.canned import BASE, Canned, Json, chunk, stream
 from support.house import KEY, House, gateway

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from headrace.domain.inference import Timeouts
 from headrace.ports.connector import (
     MAX_AFTER_PAUSE,
     Busy,
@@ -19,7 +20,6 @@ from headrace.ports.connector import (
     Headers,
     Lost,
     NotSent,
-    Timeouts,
     Traits,
     UpstreamRequest,
 )

@@ -10,12 +10,13 @@ from headrace.connectors.endpoint import Endpoint, Tls
 from headrace.control.discovery import Watched
 from headrace.control.registry import Registry
 from headrace.domain.fleet import ModelInfo, Node, NodeState
+from headrace.domain.inference import Timeouts
 from headrace.engine.catalog import Catalog
 from headrace.engine.local import LocalEngine
 from headrace.engine.spec import EngineSpec
 from headrace.engine.supervisor import EngineState
 from headrace.kernel.clock import Clock
-from headrace.ports.connector import Connector, Timeouts, Traits
+from headrace.ports.connector import Connector, Traits
 from headrace.settings import Engine, Settings, Upstream
 from headrace.settings.schema import UpstreamKind
 

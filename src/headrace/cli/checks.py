@@ -20,13 +20,14 @@ from headrace.connectors.direct import DirectConnector
 from headrace.connectors.endpoint import Endpoint, Tls
 from headrace.control.access import FIRST_KEY_FILE
 from headrace.core.fetch import FetchFailed, fetch
+from headrace.domain.inference import Timeouts
 from headrace.engine.catalog import Catalog
 from headrace.engine.sources.demo import DEMO_WHEEL
 from headrace.gateway.listener import bind
 from headrace.kernel.clock import SystemClock
 from headrace.kernel.errors import ConfigError, HeadraceError, StartupError
 from headrace.kernel.units import format_bytes
-from headrace.ports.connector import Timeouts, UpstreamRequest
+from headrace.ports.connector import UpstreamRequest
 from headrace.settings import Engine, Settings, Upstream, UpstreamKind, load
 
 _LEAST_FREE_BYTES = 300 * 1024**2

@@ -18,10 +18,10 @@ from headrace.connectors.direct import DirectConnector
 from headrace.connectors.endpoint import Endpoint, Tls
 from headrace.core.fetch import FetchFailed, fetch
 from headrace.domain.fleet import ModelInfo
-from headrace.domain.inference import Operation
+from headrace.domain.inference import Operation, Timeouts
 from headrace.kernel.clock import SystemClock
 from headrace.kernel.errors import ConfigError
-from headrace.ports.connector import Connector, Timeouts, UpstreamRequest
+from headrace.ports.connector import Connector, UpstreamRequest
 
 DEFAULT_URL = "http://127.0.0.1:11435"
 

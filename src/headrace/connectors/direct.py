@@ -19,6 +19,7 @@ from functools import partial
 from headrace.connectors.connection import Connection, Owner
 from headrace.connectors.endpoint import Endpoint
 from headrace.connectors.exchange import DirectExchange
+from headrace.domain.inference import Timeouts
 from headrace.kernel.aio import Tasks
 from headrace.kernel.clock import Clock, Timer
 from headrace.kernel.errors import ConfigError
@@ -31,7 +32,6 @@ from headrace.ports.connector import (
     Lost,
     NotSent,
     Sink,
-    Timeouts,
     Traits,
     UpstreamRequest,
 )

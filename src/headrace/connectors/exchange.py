@@ -7,7 +7,8 @@ from typing import Protocol
 
 import structlog
 
-from headrace.ports.connector import Exchange, Failure, Lost, Sink, Timeouts, UpstreamRequest
+from headrace.domain.inference import Timeouts
+from headrace.ports.connector import Exchange, Failure, Lost, Sink, UpstreamRequest
 
 log = structlog.get_logger(__name__)
 

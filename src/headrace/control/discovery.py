@@ -15,8 +15,9 @@ import structlog
 from headrace.control.registry import Registry
 from headrace.core.fetch import FetchFailed, fetch
 from headrace.domain.fleet import ModelInfo, Node, NodeState
+from headrace.domain.inference import Timeouts
 from headrace.kernel.aio import Tasks
-from headrace.ports.connector import Connector, Timeouts, UpstreamRequest
+from headrace.ports.connector import Connector, UpstreamRequest
 
 log = structlog.get_logger(__name__)
 

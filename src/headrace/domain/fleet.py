@@ -28,7 +28,12 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One backend as placement sees it (C12). `capacity`: requests it takes at once."""
+    """One backend as placement sees it (C12).
+
+    capacity: requests it takes at once. weight: how much of the work it gets where that is divided by weight. loaded: those of
+    its models that are in memory; None where it doesn't say, and nothing is made of it. since: when it came to its state,
+    seconds since the epoch. kind: what it speaks.
+    """
 
     id: str
     connector: str
@@ -38,6 +43,14 @@ class Node:
     state: NodeState = NodeState.LOADING
     detail: str = ""
     ready_in_s: float | None = None
+    weight: float = 1.0
+    loaded: frozenset[str] | None = None
+    since: float = 0.0
+    kind: str = "openai"
+
+    def is_cold(self, model: str) -> bool:
+        """Whether it would have to load the model first."""
+        return self.loaded is not None and model not in self.loaded
 
     def has(self, model: str) -> bool:
         """Whether it offers the model of exactly this name."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from enum import Enum, IntEnum
 
 import msgspec
@@ -52,3 +54,14 @@ class Usage(msgspec.Struct, frozen=True):
 def estimate_tokens(chars: int) -> int:
     """Tokens in a text of *chars* characters, rounded up (X41)."""
     return -(-chars // CHARS_PER_TOKEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds that a backend may take. `first_byte` counts from the request's last byte; `idle` between two reads; `total`
+    from the request's start to the answer's end."""
+
+    connect_s: float = 5.0
+    first_byte_s: float = 600.0
+    idle_s: float = 600.0
+    total_s: float = math.inf

@@ -11,22 +11,13 @@ from typing import Protocol
 
 import msgspec
 
-from headrace.domain.inference import Operation
+from headrace.domain.inference import Operation, Timeouts
 
 Headers = list[tuple[bytes, bytes]]
 """Names are lower case."""
 
 MAX_AFTER_PAUSE = 64 * 1024
 """Bytes that may still come after `Exchange.pause`: what was already read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Seconds that a backend may take. `first_byte` counts from the request's last byte; `idle` between two reads."""
-
-    connect_s: float = 5.0
-    first_byte_s: float = 600.0
-    idle_s: float = 600.0
 
 
 class UpstreamRequest(msgspec.Struct, frozen=True):

@@ -12,7 +12,8 @@ from typing import Protocol
 import msgspec
 
 from headrace.domain.access import Principal
-from headrace.domain.inference import Operation, Priority, Usage
+from headrace.domain.inference import Operation, Priority, Timeouts, Usage
+from headrace.domain.quota import Window
 from headrace.kernel.errors import Budget, RequestError
 from headrace.ports.connector import Failure
 
@@ -22,7 +23,8 @@ class Ask(msgspec.Struct, frozen=True):
 
     deadline_s: how long after it was asked its last execution may begin; None: no time of its own.
     asked_at: when the request was complete, on the asking process's monotonic clock. client: its address. streamed: whether it
-    asks for a stream.
+    asks for a stream. tags: those that its backend must have. session: what its conversation is known by; empty without.
+    prefix: a hash of how its prompt begins.
     """
 
     request_id: str
@@ -35,6 +37,9 @@ class Ask(msgspec.Struct, frozen=True):
     asked_at: float = 0.0
     client: str = ""
     streamed: bool = False
+    tags: tuple[str, ...] = ()
+    session: str = ""
+    prefix: int = 0
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -42,11 +47,14 @@ class Grant(msgspec.Struct, frozen=True):
 
     target: id of the node, for which the stream plane has a connector.
     model: the name under which that node knows the model.
-    executions: how many times the request was granted so far, this time included.
+    executions: how many times it is executed, if this one is: those that are known not to have begun aren't counted.
+    attempts: how many times the request was granted so far, this time included.
     granted_at: when, on the granting process's monotonic clock.
     position: about how many grants it was away from this one when it began to wait; 0: it didn't wait.
     waited_s: how long it has waited for a place, all in all.
     budgets: how the limits stand that it was held to; none where there are none.
+    allowance: a window of the route's that it is charged to as well, with what the request uses.
+    timeouts: how long the backend may take; None: as its connector says.
     """
 
     ask: Ask
@@ -57,6 +65,9 @@ class Grant(msgspec.Struct, frozen=True):
     position: int = 0
     waited_s: float = 0.0
     budgets: tuple[Budget, ...] = ()
+    attempts: int = 1
+    allowance: Window | None = None
+    timeouts: Timeouts | None = None
 
 
 class Ending(StrEnum):
@@ -71,7 +82,7 @@ class Outcome(msgspec.Struct, frozen=True):
     """What became of a grant. `usage`: what is to be charged. error: the code of what the client was told, empty without.
 
     status: what the client was told, 0 where it left before. first_token_at: when the first of a stream came, on the monotonic
-    clock; None where nothing did.
+    clock; None where nothing did. failure: what the backend did wrong, where it did.
     """
 
     ending: Ending
@@ -79,6 +90,7 @@ class Outcome(msgspec.Struct, frozen=True):
     status: int = 200
     error: str = ""
     first_token_at: float | None = None
+    failure: Failure | None = None
 
 
 class Admission(Protocol):

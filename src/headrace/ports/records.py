@@ -10,6 +10,7 @@ import msgspec
 
 from headrace.domain.access import Scope
 from headrace.domain.quota import Limits
+from headrace.domain.routing import Route
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,3 +153,22 @@ class Records(Protocol):
 
     async def prune(self, before: float) -> int:
         """Delete what was completed before that time; how many."""
+
+
+class Routes(Protocol):
+    """The routes that are kept in the database (C35). What is written is durable when the call returns.
+
+    Raises (all): Unavailable where the database can't be asked: nothing was changed, or nobody knows.
+    """
+
+    async def routes(self) -> list[Route]:
+        """All of them, by id."""
+
+    async def save_route(self, route: Route) -> None:
+        """Add *route*, or replace the one with its id."""
+
+    async def delete_route(self, route_id: str) -> bool:
+        """Remove it; False: there is none."""
+
+    async def generation(self) -> int:
+        """A number that grows with each change of routes, users and keys, by whatever process: cheap to ask."""
