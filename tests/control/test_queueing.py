@@ -296,7 +296,7 @@ def test_those_whose_model_is_gone_are_told() -> None:
     house.registry.remove("b")
     assert isinstance(waiting.refusal, ModelNotFound)
     assert kept.waits
-    assert house.plane.totals.refusals == {"ModelNotFound": 1}
+    assert house.plane.totals.refusals == {"model_not_found": 1}
 
 
 def test_requests_for_a_model_without_a_place_hold_up_nobody() -> None:

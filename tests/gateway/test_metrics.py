@@ -120,7 +120,7 @@ async def test_what_happened_is_counted(house: House) -> None:
     assert of(now, "headrace_requests_total", ending="completed") == 2
     assert of(now, "headrace_requests_total", ending="failed") == 1
     assert of(now, "headrace_requests_total", ending="cancelled") == 0
-    assert of(now, "headrace_refusals_total", code="ModelNotFound") == 1
+    assert of(now, "headrace_refusals_total", code="model_not_found") == 1
     assert of(now, "headrace_tokens_total", kind="completion") == 10
     assert of(now, "headrace_tokens_total", kind="prompt") > 0
     assert of(now, "headrace_executions_total") == 2

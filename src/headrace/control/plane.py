@@ -30,7 +30,7 @@ BUSY_PAUSE_S = 1.0
 
 @dataclass(slots=True)
 class Totals:
-    """What was settled since the start. `refusals`: requests that got no place, or no further one, by the error's kind or code."""
+    """What was settled since the start. `refusals`: requests that got no place, or no further one, by the error's code."""
 
     requests: Counter[Ending] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)

@@ -22,7 +22,7 @@ from headrace.kernel.errors import (
     Budget,
     Forbidden,
     LimitExceeded,
-    ModelNotFound,
+    ModelHidden,
     RequestError,
     Unavailable,
     code_of,
@@ -95,8 +95,13 @@ class QuotaPlane(ControlPlane):
 
     def _not_allowed(self, model: str) -> RequestError:
         if self._secret_models:
-            return ModelNotFound(model)
+            return ModelHidden(model)
         return Forbidden(f"Your key may not use the model {model!r}.", code="model_not_allowed")
+
+    def outcome_of(self, refusal: RequestError) -> Outcome:
+        """How a grant ends that nothing was done with, since *refusal* came in between."""
+        status = self._recorder.status_of(refusal) if self._recorder is not None else 0
+        return Outcome(Ending.FAILED, Usage(), status, code_of(refusal))
 
     def count(self, ask: Ask, refusal: RequestError) -> RequestError:
         """Count and record a request that is refused before it was placed."""
@@ -220,7 +225,7 @@ class _Held(Admission, Waiting):
             self._pass_on(grant)
         else:
             refusal = self._refusal(verdict)
-            placing.finish(grant, Outcome(Ending.FAILED, Usage(), status=429, error=code_of(refusal)))
+            placing.finish(grant, self._owner.outcome_of(refusal))
             self._give_back()
             self.told.refused(self._owner.tally(refusal))
 

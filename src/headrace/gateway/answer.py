@@ -17,10 +17,14 @@ HIGH_WATER_BYTES = 64 * 1024
 
 
 class PulledAnswer(Answer):
-    """Holds what came until it is pulled, a bounded amount: beyond `HIGH_WATER_BYTES` the exchange is paused."""
+    """Holds what came until it is pulled, a bounded amount: beyond `HIGH_WATER_BYTES` the exchange is paused.
 
-    def __init__(self) -> None:
-        self.content_type: bytes | None = None
+    asked_at: when the request was complete, on the monotonic clock. content_type, grant: those of the head, once it came.
+    """
+
+    def __init__(self, asked_at: float = 0.0) -> None:
+        self.asked_at = asked_at
+        self.content_type = b""
         self.grant: Grant | None = None
         self.error: RequestError | None = None
         self._chunks: deque[bytes] = deque()
@@ -56,14 +60,14 @@ class PulledAnswer(Answer):
     def fail(self, error: RequestError) -> None:
         """The answer failed; behind a head, the client learns it from a last event."""
         self.error = error
-        if self.content_type is not None:
+        if self.grant is not None:
             self._chunks.append(data_event(problem(error).body))
         self._over = True
         self._news.set()
 
     async def begin(self) -> None:
         """Wait for the head, or the failure that stands in its place."""
-        while self.content_type is None and not self._over:
+        while self.grant is None and not self._over:
             await self._wait()
 
     async def pull(self) -> tuple[bytes, bool]:

@@ -17,6 +17,14 @@ EXPOSED = (
     "x-headrace-node",
     "x-headrace-attempts",
     "x-headrace-overhead-ms",
+    "x-headrace-queue-position",
+    "x-headrace-queued-ms",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-tokens",
+    "x-ratelimit-reset-tokens",
 )
 
 

@@ -6,12 +6,21 @@ import time
 from collections.abc import Callable
 
 from headrace.gateway.security import SecurityEvent, SecurityEvents, network_of
-from headrace.kernel.errors import Forbidden, LimitExceeded, RequestError, Unauthenticated
+from headrace.kernel.errors import (
+    Forbidden,
+    LimitExceeded,
+    ModelHidden,
+    RequestError,
+    Unauthenticated,
+    code_of,
+)
 
 WINDOW_S = 60.0
 MAX_ADDRESSES = 10_000
 """Addresses that are counted one by one within a window; all further ones share one count, as if they were one address."""
 _OTHERS = "others"
+GUARDED = (Unauthenticated, Forbidden, ModelHidden)
+"""The errors that may be those of an attack: the guard is asked what the client is told instead."""
 
 
 class AddressGuard:
@@ -47,9 +56,8 @@ class AddressGuard:
 
         *key_id*: whose key it is, where it is valid. *given*: whether there was one at all.
         """
-        if isinstance(error, Forbidden):
-            code = error.code or "forbidden"
-            self.events.note(SecurityEvent.ACCESS_DENIED, address, key_id=key_id, code=code)
+        if isinstance(error, Forbidden | ModelHidden):
+            self.events.note(SecurityEvent.ACCESS_DENIED, address, key_id=key_id, code=code_of(error))
         if not isinstance(error, Unauthenticated):
             return error
         self.refusals += 1

@@ -7,8 +7,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headrace.control.access import KeyRing, read_key
 from headrace.gateway.addresses import UNIX, Addresses, joined
-from headrace.gateway.guard import AddressGuard
-from headrace.kernel.errors import Forbidden, RequestError, Unauthenticated
+from headrace.gateway.guard import GUARDED, AddressGuard
+from headrace.kernel.errors import RequestError, Unauthenticated
 
 EXEMPT = frozenset({"/health", "/v1/health", "/version"})
 """Paths that are asked without a key by design; and so are a browser's preflight requests, which don't come this far."""
@@ -33,7 +33,7 @@ class GuardedApp:
         scope.setdefault("state", {})["client_address"] = address
         try:
             await self._app(scope, receive, send)
-        except (Unauthenticated, Forbidden) as error:
+        except GUARDED as error:
             raise self._told(error, scope, address) from None
         except HTTPException:  # no such path, or not with this method: it was never asked for a key
             if (refusal := self._stranger(scope, address)) is not None:

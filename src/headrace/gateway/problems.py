@@ -11,22 +11,21 @@ from headrace.kernel import errors
 from headrace.kernel.errors import Budget, RequestError
 from headrace.wire.openai import error_envelope
 
-_KINDS: list[tuple[type[RequestError], int, str, str | None]] = [
-    (errors.BodyTooLarge, 413, "invalid_request_error", "request_too_large"),
-    (errors.UnsupportedMedia, 415, "invalid_request_error", "unsupported_media_type"),
-    (errors.HeadersTooLarge, 431, "invalid_request_error", "headers_too_large"),
-    (errors.InvalidRequest, 400, "invalid_request_error", None),
-    (errors.Unauthenticated, 401, "invalid_request_error", "invalid_api_key"),
-    (errors.Forbidden, 403, "permission_error", "forbidden"),
-    (errors.ModelNotFound, 404, "invalid_request_error", "model_not_found"),
-    (errors.NotFound, 404, "invalid_request_error", "not_found"),
-    (errors.MethodNotAllowed, 405, "invalid_request_error", "method_not_allowed"),
-    (errors.RequestTimeout, 408, "invalid_request_error", "request_timeout"),
-    (errors.LimitExceeded, 429, "rate_limit_error", None),
-    (errors.UpstreamFailed, 502, "api_error", "upstream_failed"),
-    (errors.UpstreamTimeout, 504, "api_error", "upstream_timeout"),
-    (errors.Unavailable, 503, "api_error", "unavailable"),
-    (errors.Internal, 500, "api_error", "internal_error"),
+_KINDS: list[tuple[type[RequestError], int, str]] = [
+    (errors.BodyTooLarge, 413, "invalid_request_error"),
+    (errors.UnsupportedMedia, 415, "invalid_request_error"),
+    (errors.HeadersTooLarge, 431, "invalid_request_error"),
+    (errors.InvalidRequest, 400, "invalid_request_error"),
+    (errors.Unauthenticated, 401, "invalid_request_error"),
+    (errors.Forbidden, 403, "permission_error"),
+    (errors.NotFound, 404, "invalid_request_error"),
+    (errors.MethodNotAllowed, 405, "invalid_request_error"),
+    (errors.RequestTimeout, 408, "invalid_request_error"),
+    (errors.LimitExceeded, 429, "rate_limit_error"),
+    (errors.UpstreamFailed, 502, "api_error"),
+    (errors.UpstreamTimeout, 504, "api_error"),
+    (errors.Unavailable, 503, "api_error"),
+    (errors.Internal, 500, "api_error"),
 ]
 
 
@@ -57,12 +56,11 @@ def problem(error: RequestError) -> Problem:
         type_ = "invalid_request_error"
         body = error_envelope(error.message, type_=type_, param=error.param, code=error.code)
         return Problem(error.status, body, _PERMANENT if error.status == 409 else {})
-    status, type_, default_code = _kind(error)
+    status, type_ = _kind(error)
     param = getattr(error, "param", None) or ("model" if isinstance(error, errors.ModelNotFound) else None)
-    code = getattr(error, "code", None) or default_code
     return Problem(
         status,
-        error_envelope(error.message, type_=type_, param=param, code=code),
+        error_envelope(error.message, type_=type_, param=param, code=error.code),
         _headers(error),
         closes=isinstance(error, errors.BodyTooLarge | errors.HeadersTooLarge | errors.RequestTimeout),
     )
@@ -75,10 +73,10 @@ def _reason(status: int) -> bytes:
         return b"Refused"
 
 
-def _kind(error: RequestError) -> tuple[int, str, str | None]:
-    for kind, status, type_, code in _KINDS:
+def _kind(error: RequestError) -> tuple[int, str]:
+    for kind, status, type_ in _KINDS:
         if isinstance(error, kind):
-            return status, type_, code
+            return status, type_
     raise AssertionError(f"no status for {type(error).__name__}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
@@ -11,6 +12,7 @@ from headrace.control.access import read_key
 from headrace.core.inference import InferenceCall
 from headrace.domain.inference import Operation
 from headrace.gateway.answer import PulledAnswer
+from headrace.gateway.heads import way_fields
 from headrace.gateway.problems import problem
 from headrace.gateway.requests import ClientGone, read_json_body
 from headrace.gateway.responses import send_body, send_head, send_problem
@@ -37,8 +39,15 @@ class InferenceRoute:
         except ClientGone:
             return
         body = decode_request(self._operation, raw_body, self._lane.default(self._operation))
-        answer = PulledAnswer()
-        call = self._lane.inference.start(scope["state"]["request_id"], principal, body, answer)
+        answer = PulledAnswer(time.monotonic())
+        call = self._lane.inference.start(
+            scope["state"]["request_id"],
+            principal,
+            body,
+            answer,
+            asked_at=answer.asked_at,
+            client=scope["state"].get("client_address", ""),
+        )
         try:
             answer.attach(call)
             async with asyncio.TaskGroup() as group:
@@ -49,16 +58,17 @@ class InferenceRoute:
 
     async def _pump(self, answer: PulledAnswer, scope: Scope, key_id: str, send: Send) -> None:
         await answer.begin()
-        if answer.content_type is None:
+        if answer.grant is None:
             assert answer.error is not None, "an answer without a head has failed"
             address = scope["state"].get("client_address", "")
             refusal = self._lane.guard.refused(answer.error, address, key_id=key_id, given=True)
             await send_problem(send, problem(refusal))
             return
+        way = way_fields(answer.grant, answer.asked_at)
         if answer.content_type != _EVENT_STREAM:
-            await send_body(send, 200, {b"content-type": answer.content_type}, await answer.whole())
+            await send_body(send, 200, {b"content-type": answer.content_type} | way, await answer.whole())
             return
-        await send_head(send, 200, _STREAM_HEADERS)
+        await send_head(send, 200, _STREAM_HEADERS | way)
         more = True
         while more:
             block, more = await answer.pull()

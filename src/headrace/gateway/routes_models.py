@@ -8,8 +8,9 @@ from starlette.responses import Response
 
 from headrace.control.access import KeyRing, read_key
 from headrace.control.registry import Registry
+from headrace.domain.access import Principal
 from headrace.domain.fleet import ModelInfo, near_names
-from headrace.kernel.errors import ModelNotFound
+from headrace.kernel.errors import ModelHidden, ModelNotFound
 from headrace.wire.openai import model_object
 
 
@@ -22,22 +23,25 @@ class ModelRoutes:
 
     async def listing(self, request: Request) -> Response:
         """GET /v1/models"""
-        models = [
-            model_object(info.id, info.created, info.owned_by) for info in self._usable(request).values()
-        ]
+        usable = self._usable(self._principal(request)).values()
+        models = [model_object(info.id, info.created, info.owned_by) for info in usable]
         return _json({"object": "list", "data": models})
 
     async def one(self, request: Request) -> Response:
-        """GET /v1/models/{model}; the name may have slashes."""
+        """GET /v1/models/{model}; the name may have slashes. What isn't in the list isn't here, either."""
         name = request.path_params["model"]
-        models = self._usable(request)
+        principal = self._principal(request)
+        models = self._usable(principal)
         if name not in models:
-            raise ModelNotFound(name, near_names(name, models))
+            kind = ModelNotFound if principal.may_use(name) else ModelHidden
+            raise kind(name, near_names(name, models))
         info = models[name]
         return _json(model_object(info.id, info.created, info.owned_by))
 
-    def _usable(self, request: Request) -> dict[str, ModelInfo]:
-        principal = self._keys.authenticate(read_key(request.scope["headers"]))
+    def _principal(self, request: Request) -> Principal:
+        return self._keys.authenticate(read_key(request.scope["headers"]))
+
+    def _usable(self, principal: Principal) -> dict[str, ModelInfo]:
         return {info.id: info for info in self._registry.models() if principal.may_use(info.id)}
 
 

@@ -16,11 +16,11 @@ from headrace.domain.access import Principal
 from headrace.domain.inference import Operation
 from headrace.gateway.addresses import Addresses
 from headrace.gateway.gate import NEVER, Gate
-from headrace.gateway.guard import AddressGuard
-from headrace.gateway.heads import RequestHead
-from headrace.gateway.problems import Problem, budget_lines, problem
+from headrace.gateway.guard import GUARDED, AddressGuard
+from headrace.gateway.heads import RequestHead, way_lines
+from headrace.gateway.problems import Problem, problem
 from headrace.gateway.requests import BodyLimits, check_media, echoed_id, too_large
-from headrace.kernel.errors import Forbidden, RequestError, RequestTimeout, Unauthenticated
+from headrace.kernel.errors import RequestError, RequestTimeout, Unauthenticated
 from headrace.kernel.ids import request_id
 from headrace.ports.control import Grant
 from headrace.wire.openai import decode_request
@@ -205,19 +205,7 @@ class TokenRequest(Answer):
 
     def head(self, content_type: bytes, grant: Grant) -> None:
         """The answer begins."""
-        overhead_ms = (grant.granted_at - self._received) * 1000
-        facts = b"x-headrace-node: %b\r\nx-headrace-attempts: %d\r\nx-headrace-overhead-ms: %.2f\r\n" % (
-            grant.target.encode(),
-            grant.executions,
-            overhead_ms,
-        )
-        if grant.position:
-            facts += b"x-headrace-queue-position: %d\r\nx-headrace-queued-ms: %.0f\r\n" % (
-                grant.position,
-                grant.waited_s * 1000,
-            )
-        if grant.budgets:
-            facts += b"".join([b"%b: %b\r\n" % line for line in budget_lines(grant.budgets).items()])
+        facts = way_lines(grant, self._received)
         if content_type != _EVENT_STREAM:
             self._whole_head = b"content-type: " + content_type + b"\r\n" + facts
         elif not self._streaming:
@@ -248,7 +236,7 @@ class TokenRequest(Answer):
 
     def fail(self, error: RequestError) -> None:
         """There will be no more of it: a status where none was sent, else a last event."""
-        if isinstance(error, Unauthenticated | Forbidden):
+        if isinstance(error, GUARDED):
             error = self._guarded(error)
         refusal = problem(error)
         if self._streaming:
@@ -257,8 +245,8 @@ class TokenRequest(Answer):
         else:
             self._refuse(refusal)
 
-    def _guarded(self, error: Unauthenticated | Forbidden) -> RequestError:
-        key_id = self._principal.id if isinstance(error, Forbidden) else ""
+    def _guarded(self, error: RequestError) -> RequestError:
+        key_id = "" if isinstance(error, Unauthenticated) else self._principal.id
         given = bool(self._head.key)
         return self._lane.guard.refused(error, self.client_address, key_id=key_id, given=given)
 

@@ -12,6 +12,7 @@
         ├── Forbidden               403
         ├── NotFound                404
         │   └── ModelNotFound       404
+        │       └── ModelHidden     404  it may be there, but not for this key
         ├── MethodNotAllowed        405
         ├── RequestTimeout          408  the client was too slow to send
         ├── LimitExceeded           429  a limit of the key, its user or the address is reached
@@ -21,6 +22,7 @@
         ├── UpstreamTimeout         504  the backend was too slow
         └── Internal                500  our own fault; the client is told nothing more
 
+Each error has its code here, the one that the client is told; so what is recorded and counted is what the client was told.
 The status beside a name is what `gateway/problems.py` makes of it; nothing below the gateway knows about HTTP statuses,
 except `UpstreamRefused`, which carries the backend's.
 """
@@ -39,11 +41,6 @@ class HeadraceError(Exception):
         self.message = message
 
 
-def code_of(error: RequestError) -> str:
-    """What an error is counted and kept as: its code, or its kind where it has none."""
-    return getattr(error, "code", None) or type(error).__name__
-
-
 class ConfigError(HeadraceError):
     """The settings are wrong; nothing was started."""
 
@@ -53,48 +50,73 @@ class StartupError(HeadraceError):
 
 
 class RequestError(HeadraceError):
-    """One request can't be answered; others are not affected."""
+    """One request can't be answered; others are not affected.
+
+    code: what programs know it by, the class's own where none is given. The client is told it, and the same is recorded and
+    counted. None: it has none, and the message is all there is.
+    """
+
+    code: str | None = None
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        if code:
+            self.code = code
+
+
+def code_of(error: RequestError) -> str:
+    """What an error is kept and counted as: the code that the client is told, empty where it is told none."""
+    return error.code or ""
 
 
 class InvalidRequest(RequestError):
     """The request is wrong; sending it again unchanged will fail again."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message, code=code)
         self.param = param
-        self.code = code
 
 
 class BodyTooLarge(InvalidRequest):
     """The body is over the limit; the rest of it was not read."""
 
+    code = "request_too_large"
+
 
 class UnsupportedMedia(InvalidRequest):
     """The body's type or encoding is not one that we read."""
+
+    code = "unsupported_media_type"
 
 
 class HeadersTooLarge(InvalidRequest):
     """The request's line and headers are over the limit."""
 
+    code = "headers_too_large"
+
 
 class Unauthenticated(RequestError):
     """No key, or not a valid one."""
+
+    code = "invalid_api_key"
 
 
 class Forbidden(RequestError):
     """The key is valid and may not do this."""
 
-    def __init__(self, message: str, *, code: str | None = None) -> None:
-        super().__init__(message)
-        self.code = code
+    code = "forbidden"
 
 
 class NotFound(RequestError):
     """There is nothing at this path."""
 
+    code = "not_found"
+
 
 class ModelNotFound(NotFound):
     """No backend has ever offered this model; `near` lists names that look like it."""
+
+    code = "model_not_found"
 
     def __init__(self, model: str, near: Sequence[str] = ()) -> None:
         hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
@@ -103,8 +125,14 @@ class ModelNotFound(NotFound):
         self.near = tuple(near)
 
 
+class ModelHidden(ModelNotFound):
+    """The key may not use this model, and is told the same as if there were none. Whoever watches over keys sees it."""
+
+
 class MethodNotAllowed(RequestError):
     """The path exists and doesn't take this method; `allowed` lists those it takes."""
+
+    code = "method_not_allowed"
 
     def __init__(self, message: str, *, allowed: Sequence[str]) -> None:
         super().__init__(message)
@@ -113,6 +141,8 @@ class MethodNotAllowed(RequestError):
 
 class RequestTimeout(RequestError):
     """The client took too long to send its request."""
+
+    code = "request_timeout"
 
 
 class Budget(NamedTuple):
@@ -134,8 +164,7 @@ class LimitExceeded(RequestError):
     def __init__(
         self, message: str, *, code: str, retry_after_s: float | None, budgets: Sequence[Budget] = ()
     ) -> None:
-        super().__init__(message)
-        self.code = code
+        super().__init__(message, code=code)
         self.retry_after_s = retry_after_s
         self.budgets = tuple(budgets)
 
@@ -146,28 +175,34 @@ class UpstreamRefused(RequestError):
     def __init__(
         self, message: str, *, status: int, param: str | None = None, code: str | None = None
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, code=code)
         self.status = status
         self.param = param
-        self.code = code
 
 
 class Unavailable(RequestError):
     """Nothing can take the request now; nothing was executed. `retry_after_s`: seconds, when known."""
 
+    code = "unavailable"
+
     def __init__(self, message: str, *, retry_after_s: float | None = None, code: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message, code=code)
         self.retry_after_s = retry_after_s
-        self.code = code
 
 
 class UpstreamFailed(RequestError):
     """The backend broke, perhaps after it began; what it produced is charged."""
 
+    code = "upstream_failed"
+
 
 class UpstreamTimeout(RequestError):
     """The backend was too slow; it was told to stop."""
 
+    code = "upstream_timeout"
+
 
 class Internal(RequestError):
     """Our own fault. The client is told nothing but the request id; the log has the rest."""
+
+    code = "internal_error"
