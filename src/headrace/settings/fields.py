@@ -9,7 +9,8 @@ from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from headrace.settings.schema import ConfigFile, Section
+from headrace.settings.schema import ConfigFile
+from headrace.settings.section import Section
 
 
 def sections() -> Iterator[tuple[str, type[Section], bool]]:

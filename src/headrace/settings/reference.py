@@ -12,7 +12,8 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from headrace.settings import environment, fields
-from headrace.settings.schema import ConfigFile, Section, Settings
+from headrace.settings.schema import ConfigFile, Settings
+from headrace.settings.section import Section
 from headrace.settings.values import InConfigFolder, StorageUrl, Unit
 
 HIDDEN = "********"

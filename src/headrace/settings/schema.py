@@ -10,10 +10,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from headrace.domain import quota as domain
 from headrace.kernel.errors import ConfigError
+from headrace.settings.section import Section
 from headrace.settings.values import (
     HEADER_SAFE,
     BackendUrl,
@@ -31,12 +32,6 @@ from headrace.settings.values import (
     Seconds,
     StorageUrl,
 )
-
-
-class Section(BaseModel):
-    """A part of the settings: read once, never changed, and no key that it doesn't know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class MetricsAccess(StrEnum):
