@@ -257,6 +257,24 @@ async def test_a_full_redis_takes_settlements_and_no_reservations(own: RedisServ
         assert (await reserved(ledger, "r2", (DAILY, 100))).granted
 
 
+async def test_while_redis_is_full_all_that_was_drawn_beforehand_can_be_used(own: RedisServer) -> None:
+    clock = ManualClock(NOON)
+    async with opened(own, ALLOWING, clock) as ledger:
+        assert (await reserved(ledger, "before", (DAILY, 100))).granted
+        await until(lambda: len(ledger._allowances.held) == 1)
+        own.command("CONFIG", "SET", "maxmemory", "1")
+        for n in range(5):
+            assert (await reserved(ledger, f"r{n}", (DAILY, 200))).granted, (
+                "the first one's end doesn't end it"
+            )
+            ledger.settle(f"r{n}", {TOKENS: 150})
+        assert (await reserved(ledger, "beyond", (DAILY, 300))).unavailable
+        assert ledger.available
+        own.command("CONFIG", "SET", "maxmemory", "0")
+        assert (await reserved(ledger, "after", (DAILY, 1))).granted
+        assert await used(ledger, DAILY) in ([100 + 5 * 150 + 1], [100 + 5 * 150 + 1 + ALLOWANCE])
+
+
 async def outage(own: RedisServer, ledger: RedisLedger, clock: ManualClock) -> None:
     """Redis is killed, and the ledger has noticed."""
     own.kill()

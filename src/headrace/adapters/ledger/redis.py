@@ -270,7 +270,7 @@ class RedisLedger(QuotaLedger):
             return False
         self._closed_here.add(reservation)
         for allowance in ended:
-            if not self._pipe.broken:
+            if not self._must_do_without:
                 self._allowances.drop(allowance)
                 self._settle_allowance(allowance)
         return True
@@ -287,10 +287,16 @@ class RedisLedger(QuotaLedger):
             allowance = Allowance(self._new_allowance(), window, amount, 0, lapses, now)
             self.ask(Drawing(self, allowance))
 
+    @property
+    def _must_do_without(self) -> bool:
+        """Whether what was drawn beforehand is all that there is."""
+        return self._pipe.broken or self._pipe.full
+
     def _availability_changed(self) -> None:
-        if not self._pipe.broken:
+        if not self._must_do_without:
             for allowance in self._allowances.take_spent():
                 self._settle_allowance(allowance)
+        if not self._pipe.broken:
             self._renew()
 
     def _watch(self) -> None:

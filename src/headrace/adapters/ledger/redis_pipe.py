@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from headrace.adapters.ledger.breaker import Breaker
-from headrace.adapters.ledger.redis_scripts import ALL, Script
+from headrace.adapters.ledger.redis_scripts import ALL, RESERVE, Script
 from headrace.kernel.aio import Tasks
 from headrace.kernel.clock import Clock, Timer
 from headrace.kernel.errors import ConfigError
@@ -76,7 +76,7 @@ class RedisPipe:
 
     A batch has *timeout_s*. When that is over, or the connection fails twice, the connection is given up and the breaker
     opens: every call fails at once, but for lasting ones, which wait; after a pause they, or a ping, are tried again.
-    *changed* is told when the breaker opened or closed.
+    *changed* is told when the breaker opened or closed, and when Redis became full or has room again.
     """
 
     def __init__(self, url: str, clock: Clock, timeout_s: float, changed: Callable[[], object]) -> None:
@@ -93,11 +93,17 @@ class RedisPipe:
         self._tasks = Tasks()
         self._busy = False
         self._sending: list[Call] = []
+        self._full = False
 
     @property
     def broken(self) -> bool:
         """Whether Redis can't be asked at present."""
         return self._breaker.open
+
+    @property
+    def full(self) -> bool:
+        """Whether Redis had no memory for the last reservation that it was asked for."""
+        return self._full
 
     @property
     def waiting(self) -> int:
@@ -211,6 +217,7 @@ class RedisPipe:
     def _answer(self, batch: Sequence[Call], answers: Sequence[Any]) -> bool:
         """Tell everybody; says whether some that must be carried out were not, and go back into the queue."""
         again = []
+        self._see_whether_full(batch, answers)
         for call, answer in zip(batch, answers, strict=True):
             if not isinstance(answer, Exception):
                 self._lasting -= call.lasting
@@ -222,6 +229,18 @@ class RedisPipe:
                 self._tell(call, None)
         self._queue.extendleft(reversed(again))
         return bool(again)
+
+    def _see_whether_full(self, batch: Sequence[Call], answers: Sequence[Any]) -> None:
+        """Before anybody hears an answer: who does may want to know. Only a reservation needs memory."""
+        told = [answer for call, answer in zip(batch, answers, strict=True) if call.script is RESERVE]
+        if not told or _is_full(told[-1]) is self._full:
+            return
+        self._full = not self._full
+        if self._full:
+            log.error("Redis is full: it takes no reservations", action="ledger.full")
+        else:
+            log.info("Redis has room again", action="ledger.recovered", lasting=self._lasting)
+        self._changed()
 
     def _broke(self, batch: list[Call], error: Exception) -> None:
         was_open = self._breaker.open
@@ -276,6 +295,6 @@ def _connect(url: str, timeout_s: float) -> Redis:
         raise ConfigError(f"The Redis URL of the quota ledger can't be used: {error}.") from error
 
 
-def _is_full(error: Exception) -> bool:
+def _is_full(answer: Any) -> bool:
     """Redis is there, and has no memory for more."""
-    return isinstance(error, OutOfMemoryError)
+    return isinstance(answer, OutOfMemoryError)
