@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from sqlalchemy import Connection, delete, select, tuple_
 
 from headrace.adapters.storage.database import Database
 from headrace.adapters.storage.schema import journal, windows
+from headrace.adapters.storage.tenure import Taken, Tenure
 from headrace.adapters.storage.upsert import DIALECTS, insert_for
 from headrace.domain.quota import Measure, Period
 from headrace.kernel.errors import Unavailable
@@ -23,6 +25,9 @@ _ROW_BYTES = 250
 MOST = 50_000
 """Rows that wait for the batch on its way; what would come on top is refused."""
 _PRUNED_AT_ONCE = 2_000
+OPEN_TRIES = 12
+OPEN_PAUSE_S = 0.25
+"""A gateway that was killed is the one that counts until the server has noticed."""
 _OF_WINDOW = ("subject", "measure", "period", "starts_at", "ends_at")
 _WINDOW = (windows.c.subject, windows.c.measure, windows.c.period, windows.c.starts_at)
 
@@ -51,9 +56,10 @@ Heard = Callable[[bool], object]
 
 
 class _Batch:
-    """Commits that become durable together."""
+    """Commits that become durable together, by who holds *tenure*."""
 
-    def __init__(self) -> None:
+    def __init__(self, tenure: Tenure) -> None:
+        self._tenure = tenure
         self.entries: list[Row] = []
         self.blocks: dict[tuple[str, str, str, int], Row] = {}  # of two for one window, the later holds
         self.heard: list[Heard] = []
@@ -67,6 +73,7 @@ class _Batch:
         self.heard.append(told)
 
     def write(self, connection: Connection) -> None:
+        self._tenure.check(connection)
         statements = _STATEMENTS[connection.dialect.name]
         if self.entries:
             _settle(connection, statements, self.entries)
@@ -79,25 +86,36 @@ class SqlJournal(Journal):
     """`Journal` over a `Database` that is open.
 
     One batch is on its way at a time; what is given meanwhile becomes the next one. A batch whose fate was lost with the
-    connection is done again: entries are unique, and blocks are set, not added.
+    connection is done again: entries are unique, and blocks are set, not added. Once it was opened, it is the only one over
+    its database: while another may be, nothing is committed.
     """
 
-    def __init__(self, database: Database, *, most: int = MOST) -> None:
+    def __init__(self, database: Database, *, most: int = MOST, open_tries: int = OPEN_TRIES) -> None:
         self._database = database
         self._most = most
-        self._next = _Batch()
+        self._open_tries = open_tries
+        self._tenure = Tenure()
+        self._next = _Batch(self._tenure)
         self._flying: _Batch | None = None
 
     async def open(self, now: float) -> list[WindowState]:
         """Every window that hasn't ended at *now*, as the last commit left it.
 
         Raises:
+            Taken: another process has opened the journal of this database, and still uses it.
             Unavailable: the database can't be asked.
         """
-        query = select(windows).where((windows.c.ends_at == 0) | (windows.c.ends_at > now))
-        return await self._database.read(
-            lambda connection: [_state(row) for row in connection.execute(query)]
-        )
+
+        def begin(connection: Connection) -> list[WindowState]:
+            self._tenure.begin(connection)  # first: what is read before may be another's, and change
+            query = select(windows).where((windows.c.ends_at == 0) | (windows.c.ends_at > now))
+            return [_state(row) for row in connection.execute(query)]
+
+        for _ in range(self._open_tries - 1):
+            with contextlib.suppress(Taken):
+                return await self._database.write(begin, repeatable=True)
+            await asyncio.sleep(OPEN_PAUSE_S)
+        return await self._database.write(begin, repeatable=True)
 
     def commit(self, entries: Sequence[JournalEntry], blocks: Sequence[WindowState], told: Heard) -> None:
         if (
@@ -110,7 +128,7 @@ class SqlJournal(Journal):
             self._fly()
 
     def _fly(self) -> None:
-        batch, self._next = self._next, _Batch()
+        batch, self._next = self._next, _Batch(self._tenure)
         self._flying = batch
         self._database.submit(
             batch.write,

@@ -15,6 +15,8 @@ from headrace.adapters.storage.backend import Backend
 from headrace.kernel.errors import ConfigError, HeadraceError
 
 CONNECT_S = 5
+# A machine that is switched off says no goodbye: after a minute its session, and the lock of who counts quota, is free.
+_KEEPALIVE = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
 _SCHEMA_LOCK = 0x6865616472616365  # "headrace"
 
 
@@ -54,7 +56,7 @@ class Postgresql(Backend):
 
     def engine(self, *, connections: int, writes: bool, limit_s: float) -> Engine:
         # The server drops what takes too long, even if we are gone: the client's bound alone would leave it running.
-        options = f"-c statement_timeout={int(limit_s * 1000)} -c timezone=UTC"
+        options = f"-c statement_timeout={int(limit_s * 1000)} -c timezone=UTC {_KEEPALIVE}"
         if not writes:
             options += " -c default_transaction_read_only=on"
         given = self._given | {"options": f"{self._given.get('options', '')} {options}".strip()}
