@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from headrace.connectors.direct import DirectConnector
 from headrace.connectors.endpoint import Endpoint
 from headrace.control.access import KeyRing
 from headrace.control.discovery import Discovery, Watched
 from headrace.control.plane import LocalControlPlane
+from headrace.control.quota import QuotaPlane
+from headrace.control.recording import Recorder
 from headrace.control.registry import Registry
 from headrace.core.inference import Inference
 from headrace.domain.fleet import ModelInfo, Node, NodeState
@@ -22,10 +24,14 @@ from headrace.gateway.gate import ConnectionLimits
 from headrace.gateway.guard import AddressGuard
 from headrace.gateway.listener import Listener, bind
 from headrace.gateway.metrics import Counted, MetricsRoute
+from headrace.gateway.problems import problem
 from headrace.gateway.requests import BodyLimits
 from headrace.gateway.token_lane import Patience, TokenLane
-from headrace.kernel.clock import SystemClock
+from headrace.kernel.clock import Clock, SystemClock
 from headrace.ports.connector import Connector
+from headrace.ports.ledger import QuotaLedger
+from headrace.ports.records import Records
+from headrace.testing.records import MemoryRecords
 
 KEY = "sk-test-0123456789"
 
@@ -54,6 +60,16 @@ class House:
         return {"authorization": f"Bearer {KEY}"}
 
 
+@dataclass
+class Quota:
+    """What requests are held to, by which clock, and where they are recorded. The ledger is open already."""
+
+    ledger: QuotaLedger
+    clock: Clock = field(default_factory=SystemClock)
+    records: Records = field(default_factory=MemoryRecords)
+    secret_models: bool = False
+
+
 @contextlib.asynccontextmanager
 async def gateway(
     *urls: str,
@@ -68,22 +84,31 @@ async def gateway(
     guard: AddressGuard | None = None,
     addresses: Addresses | None = None,
     open_metrics: bool = False,
+    quota: Quota | None = None,
 ) -> AsyncIterator[House]:
     """A gateway over the backends at *urls*, named b0, b1, …; gone with everything it opened at the end.
 
     asgi: without the token lane, so that inference requests take the ASGI lane, too. engines: model → a connector that is
     ready to serve it. admin: what `/admin` is about, over the gateway's key ring; without, it isn't there.
-    guard: none holds nobody back. addresses: none trusts no proxy. open_metrics: `/metrics` asks for no key.
+    guard: none holds nobody back. addresses: none trusts no proxy. open_metrics: `/metrics` asks for no key. quota: what holds
+    requests to limits, and records them; without, nothing does.
     """
-    clock = SystemClock()
+    clock = quota.clock if quota else SystemClock()
+    recorder = Recorder(quota.records, clock, lambda error: problem(error).status) if quota else None
     keys = KeyRing()
     keys.add(KEY)
     registry = Registry()
-    control = LocalControlPlane(registry, clock, queue_size=64, queue_wait_s=queue_wait_s)
+    control = LocalControlPlane(registry, clock, queue_size=64, queue_wait_s=queue_wait_s, recorder=recorder)
     connectors: dict[str, Connector] = {
         f"b{i}": DirectConnector(Endpoint.parse(url), clock=clock) for i, url in enumerate(urls)
     }
-    inference = Inference(control, connectors)
+    metered = (
+        QuotaPlane(control, quota.ledger, clock, recorder, secret_models=quota.secret_models)
+        if quota
+        else None
+    )
+    status_of = recorder.status_of if recorder else lambda _error: 0
+    inference = Inference(metered or control, connectors, status_of)
     discovery = Discovery(registry, connectors, interval_s=0.5)
     control.on_unreachable = discovery.unreachable
     await discovery.start(
@@ -108,6 +133,7 @@ async def gateway(
         control,
         registry,
         lane.guard,
+        refusals=lambda: metered.refusals if metered else {},
         connections=lambda: listener.connections,
         answering=lambda: listener.answering,
     )
