@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Collection
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import NamedTuple, Self
@@ -11,11 +13,12 @@ import msgspec
 
 from headrace.domain.fleet import Node
 
-_WORD = r"[A-Za-z0-9_.*?/-]+"
+_WORD = r"[A-Za-z0-9_.:*?/-]+"
 _TERM = re.compile(rf"(tag|node):({_WORD}(?:,{_WORD})*)")
 MOST_TAGS = 8
 """Tags that one request may ask for."""
 TAG = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_ID_CHARS = 48
 
 
 class Strategy(StrEnum):
@@ -105,7 +108,7 @@ class Route(msgspec.Struct, frozen=True):
     """What becomes of requests for models that *model*, a pattern with `*` and `?`, matches.
 
     targets: the first is where they go, the others are its fallbacks, in order. priority: of several routes that match, the
-    highest counts, of equal ones the longest pattern. reruns: whether an execution of which nothing was seen may be lost and
+    highest counts, of equal ones an exact name, then the longest pattern. reruns: whether an execution of which nothing was seen may be lost and
     done again elsewhere. static: it comes from the settings, and only they change it.
     """
 
@@ -120,7 +123,7 @@ class Route(msgspec.Struct, frozen=True):
     @property
     def is_alias(self) -> bool:
         """Whether it names a model of its own, that `/v1/models` lists."""
-        return "*" not in self.model and "?" not in self.model and bool(self.targets[0].model)
+        return not is_pattern(self.model) and bool(self.targets[0].model)
 
     def matches(self, model: str) -> bool:
         """Whether it is about *model*."""
@@ -130,4 +133,22 @@ class Route(msgspec.Struct, frozen=True):
 def best_route(routes: list[Route], model: str) -> Route | None:
     """The route that counts for *model*; None where none is about it."""
     matching = [route for route in routes if route.matches(model)]
-    return max(matching, key=lambda route: (route.priority, len(route.model), route.id), default=None)
+    return max(matching, key=precedence, default=None)
+
+
+def precedence(route: Route) -> tuple[int, bool, int, str]:
+    """Of the routes about one model, the one for which this is greatest counts."""
+    return (route.priority, not is_pattern(route.model), len(route.model), route.id)
+
+
+def is_pattern(model: str) -> bool:
+    """Whether *model* may stand for several names."""
+    return "*" in model or "?" in model
+
+
+def id_for(pattern: str, taken: Collection[str]) -> str:
+    """An id for a route about *pattern* that isn't among *taken*: made of the pattern, with a number where need be."""
+    made = re.sub(r"[^A-Za-z0-9._-]+", "-", pattern).strip("-._")[:_ID_CHARS].rstrip("-._") or "all"
+    if made not in taken:
+        return made
+    return next(other for number in itertools.count(2) if (other := f"{made}-{number}") not in taken)
