@@ -31,20 +31,20 @@ def execute(path: Path, *statements: str) -> None:
 
 def test_upgrade_makes_the_database_and_does_nothing_the_second_time(headrace: Command, home: Path) -> None:
     first, second = headrace("db", "upgrade"), headrace("db", "upgrade")
-    assert (first.status, first.out) == (0, f"{home / 'headrace.db'} has schema 0001 now (before: none).\n")
-    assert (second.status, second.out) == (0, f"{home / 'headrace.db'} has schema 0001 already.\n")
+    assert (first.status, first.out) == (0, f"{home / 'headrace.db'} has schema 0002 now (before: none).\n")
+    assert (second.status, second.out) == (0, f"{home / 'headrace.db'} has schema 0002 already.\n")
     assert (first.err, second.err) == ("", "")
 
 
 def test_check_says_that_all_is_right(headrace: Command, made: Path) -> None:
-    assert headrace("db", "check").out == f"{made} (schema 0001)\nAll right.\n"
+    assert headrace("db", "check").out == f"{made} (schema 0002)\nAll right.\n"
     result = headrace("db", "check", "--json")
     assert (result.status, result.err) == (0, "")
     assert result.json() == {
         "ok": True,
         "database": str(made),
-        "schema": "0001",
-        "newest": "0001",
+        "schema": "0002",
+        "newest": "0002",
         "problems": [],
     }
 
@@ -139,7 +139,7 @@ def test_postgresql(headrace: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     with postgres.running() as server:
         monkeypatch.setenv("DATABASE_URL", server.database().replace("postgresql:", "postgresql+asyncpg:"))
         assert "Its schema is empty" in headrace("db", "check").out
-        assert headrace("db", "upgrade").out.endswith("has schema 0001 now (before: none).\n")
+        assert headrace("db", "upgrade").out.endswith("has schema 0002 now (before: none).\n")
         assert headrace("db", "check", "--json").json()["ok"]
         result = headrace("db", "backup", "copy.db")
         assert (result.status, result.out) == (2, "")

@@ -57,7 +57,9 @@ class WriteLock:
         self._holder = self._engine.connect()
         self._holder.begin()
         if self._engine.dialect.name == "postgresql":
-            self._holder.execute(text("LOCK TABLE journal, windows, requests, users IN EXCLUSIVE MODE"))
+            self._holder.execute(
+                text("LOCK TABLE journal, windows, requests, users, modelroutes IN EXCLUSIVE MODE")
+            )
 
     def _give_back(self) -> None:
         if self._holder is not None:

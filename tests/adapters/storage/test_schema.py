@@ -25,13 +25,15 @@ from support.servers.postgres import Postgres
 from support.storage import Opening
 
 ROOT = Path(__file__).parents[3]
-SECOND = """
+NEWEST = "0002"
+NEXT = "0003"
+LATER = f"""
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision, branch_labels, depends_on = "0002", "0001", None, None
+revision, down_revision, branch_labels, depends_on = "{NEXT}", "{NEWEST}", None, None
 def upgrade():
     op.add_column("users", sa.Column("nickname", sa.Text))
-    {then}
+    {{then}}
 """
 
 
@@ -94,17 +96,17 @@ def other(url: str, tmp_path: Path, request: pytest.FixtureRequest) -> Backend:
 @pytest.fixture
 def newer(tmp_path: Path) -> Path:
     """The steps of a later release: one more."""
-    return steps(tmp_path / "newer", SECOND.format(then="pass"))
+    return steps(tmp_path / "newer", LATER.format(then="pass"))
 
 
-def steps(folder: Path, second: str) -> Path:
+def steps(folder: Path, later: str) -> Path:
     shutil.copytree(Path(migrations.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "versions" / "v0002_second.py").write_text(second)
+    (folder / "versions" / f"v{NEXT}_later.py").write_text(later)
     return folder
 
 
 def test_fresh_is_migrated(backend: Backend, other: Backend) -> None:
-    assert upgraded(backend) == (None, "0001")
+    assert upgraded(backend) == (None, NEWEST)
     assert structure(backend) == structure(made(other))
     assert set(schema.METADATA.tables) == set(structure(backend))
 
@@ -122,8 +124,8 @@ def test_alembic_sees_no_difference_either(backend: Backend) -> None:
 
 
 def test_upgrading_again_changes_nothing(backend: Backend) -> None:
-    assert upgraded(backend) == (None, "0001")
-    assert upgraded(backend) == ("0001", "0001")
+    assert upgraded(backend) == (None, NEWEST)
+    assert upgraded(backend) == (NEWEST, NEWEST)
 
 
 async def test_an_older_schema_is_brought_up_to_date_and_keeps_its_rows(
@@ -131,7 +133,7 @@ async def test_an_older_schema_is_brought_up_to_date_and_keeps_its_rows(
 ) -> None:
     async with opening() as database:
         await SqlAccounts(database).save_user(User(user_id="ann"))
-    assert await asyncio.to_thread(upgraded, backend, newer) == ("0001", "0002")
+    assert await asyncio.to_thread(upgraded, backend, newer) == (NEWEST, NEXT)
     engine = backend.engine(connections=1, writes=True, limit_s=10.0)
 
     def look() -> list[tuple[object, ...]]:
@@ -140,9 +142,27 @@ async def test_an_older_schema_is_brought_up_to_date_and_keeps_its_rows(
 
     assert await asyncio.to_thread(look) == [("ann", None)]
     engine.dispose()
-    with pytest.raises(StartupError, match="schema 0002, and this program knows none above 0001"):
+    with pytest.raises(StartupError, match=f"schema {NEXT}, and this program knows none above {NEWEST}"):
         async with opening():
             pass
+
+
+@pytest.mark.req("C35")
+def test_a_database_of_the_first_schema_gets_what_came_later_and_keeps_its_rows(
+    backend: Backend, other: Backend, tmp_path: Path
+) -> None:
+    first = tmp_path / "first"
+    source, later = Path(migrations.__file__).parent, shutil.ignore_patterns("__pycache__", "v000[2-9]*")
+    shutil.copytree(source, first, ignore=later)
+    assert upgraded(backend, first) == (None, "0001")
+    engine = backend.engine(connections=1, writes=True, limit_s=10.0)
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO users (user_id, created_at) VALUES ('ann', 0)"))
+    assert upgraded(backend) == ("0001", NEWEST)
+    with engine.begin() as connection:
+        assert connection.execute(text("SELECT user_id FROM users")).all() == [("ann",)]
+    engine.dispose()
+    assert structure(backend) == structure(made(other))
 
 
 def test_a_file_is_copied_before_its_schema_changes(tmp_path: Path, newer: Path) -> None:
@@ -150,7 +170,7 @@ def test_a_file_is_copied_before_its_schema_changes(tmp_path: Path, newer: Path)
     upgraded(backend)
     assert list(tmp_path.glob("*.bak")) == []  # there was nothing to lose
     upgraded(backend, newer)
-    (copy,) = tmp_path.glob("headrace.db.0001.*.bak")
+    (copy,) = tmp_path.glob(f"headrace.db.{NEWEST}.*.bak")
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
     with sqlite3.connect(copy) as connection:
         columns = [row[1] for row in connection.execute("PRAGMA table_info(users)")]
@@ -161,13 +181,13 @@ def test_a_file_is_copied_before_its_schema_changes(tmp_path: Path, newer: Path)
 
 
 def test_a_step_that_fails_changes_nothing(backend: Backend, tmp_path: Path) -> None:
-    broken = steps(tmp_path / "broken", SECOND.format(then="op.execute('SELECT no_such_thing FROM users')"))
+    broken = steps(tmp_path / "broken", LATER.format(then="op.execute('SELECT no_such_thing FROM users')"))
     upgraded(backend)
     before = structure(backend)
-    with pytest.raises(StartupError, match=r"can't be brought to schema 0002: .*no_such_thing.* Nothing"):
+    with pytest.raises(StartupError, match=rf"can't be brought to schema {NEXT}: .*no_such_thing.* Nothing"):
         upgraded(backend, broken)
     assert structure(backend) == before
-    assert upgraded(backend) == ("0001", "0001")
+    assert upgraded(backend) == (NEWEST, NEWEST)
 
 
 def test_another_programs_tables_are_left_alone(backend: Backend) -> None:
@@ -194,7 +214,7 @@ def test_several_gateways_that_start_at_once_make_one_schema(server: Postgres, t
 
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(start, range(6)))
-    assert {now for _, now in found} == {"0001"}
+    assert {now for _, now in found} == {NEWEST}
     assert structure(choose(url, tmp_path)).keys() == set(schema.METADATA.tables)
 
 

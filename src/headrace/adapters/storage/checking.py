@@ -1,4 +1,4 @@
-"""Looking at a database that may be in use: its schema, its structure, and whether the quota adds up."""
+"""Looking at a database that may be in use: its schema, its structure, whether the quota adds up and routes can be read."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from headrace.adapters.storage.backend import Backend
 from headrace.adapters.storage.inbox import reason
+from headrace.adapters.storage.routes import unreadable_routes
 from headrace.adapters.storage.schema import journal, windows
 from headrace.adapters.storage.schema_version import Migrations, unusable
 
@@ -40,6 +41,7 @@ def check(backend: Backend, migrations: Migrations, now: float | None = None) ->
             problems = backend.examine(connection)
             if current == migrations.newest:
                 problems += _sums(connection, time.time() if now is None else now)
+                problems += unreadable_routes(connection)[:_MOST_TOLD]
             else:
                 problems.append(_other_schema(current, migrations))
     except DBAPIError as error:

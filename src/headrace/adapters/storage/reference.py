@@ -17,8 +17,8 @@ One schema on SQLite and on PostgreSQL. Times are seconds since the epoch (UTC).
 itself; a file is copied beside itself before that, as `headrace.db.OLD-SCHEMA.TIME.bak`. `headrace db check` looks whether everything is
 whole, `headrace db backup FILE` copies it while it is in use. Prompts and answers are in no table, and neither are keys.
 
-`users`, `quotas` and `keys` may be changed by other programs; whoever does so raises `value` in the row `accounts` of `generations`,
-which is what makes gateways read them again.
+`users`, `quotas`, `keys` and `modelroutes` may be changed by other programs; whoever does so raises `value` in the row `accounts` of
+`generations`, which is what makes gateways read them again.
 """
 _KINDS = ((Boolean, "boolean"), (BigInteger, "whole number"), (Integer, "whole number"))
 _MORE_KINDS = ((Double, "number"), (LargeBinary, "bytes"))

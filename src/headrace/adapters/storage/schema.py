@@ -34,6 +34,7 @@ METADATA = MetaData(
 )
 USER_ID_LENGTH = 50
 TIER_LENGTH = 20
+ROUTE_ID_LENGTH = 64
 
 
 def _text(name: str, comment: str) -> Column[str]:
@@ -236,10 +237,71 @@ journal = Table(
 )
 Index("journal_by_end", journal.c.ends_at)
 
+modelroutes = Table(
+    "modelroutes",
+    METADATA,
+    Column("id", String(ROUTE_ID_LENGTH), primary_key=True, comment="Its name."),
+    Column(
+        "model_pattern",
+        Text,
+        nullable=False,
+        comment="Which models it is about; `*` and `?` stand for others.",
+    ),
+    Column(
+        "selector", Text, nullable=False, server_default="any", comment="Which backends, such as `tag:gpu`."
+    ),
+    Column(
+        "priority",
+        Integer,
+        nullable=False,
+        server_default="0",
+        comment="The highest of those that match counts.",
+    ),
+    Column(
+        "strategy",
+        String(20),
+        nullable=False,
+        server_default="least-busy",
+        comment="How one of the backends is chosen.",
+    ),
+    _text("target", "The model that the backends are asked for; empty: the one that the client asked for."),
+    Column(
+        "weights",
+        Text,
+        nullable=False,
+        server_default="{}",
+        comment="JSON object: name of a backend to its weight here.",
+    ),
+    _count("tokens_per_day", "Tokens that its own backends may take of it in a day of UTC; 0: no limit."),
+    Column(
+        "fallbacks",
+        Text,
+        nullable=False,
+        server_default="[]",
+        comment="Where else it goes, in order: JSON list of objects with `selector`, `model`, `strategy`, `weights`, "
+        "`when_busy`, `tokens_per_day`.",
+    ),
+    Column(
+        "reruns",
+        Boolean,
+        nullable=False,
+        server_default=false(),
+        comment="Whether an execution that was lost, and of which nothing was seen, is done again elsewhere.",
+    ),
+    Column("connect_s", Double, comment="Time to open a connection; NULL: the backend's own."),
+    Column("first_byte_s", Double, comment="Time until the answer's first byte; NULL: the backend's own."),
+    Column("idle_s", Double, comment="Longest pause within an answer; NULL: the backend's own."),
+    Column("total_s", Double, comment="Time for the whole execution; NULL: the backend's own."),
+    Column("created_at", Double, nullable=False, comment="When it was added."),
+    comment="Where requests for models go, beside what the settings say.",
+)
+
 generations = Table(
     "generations",
     METADATA,
-    Column("name", String(20), primary_key=True, comment="What changed: `accounts`."),
+    Column(
+        "name", String(20), primary_key=True, comment="What changed: `accounts` (users, keys and routes)."
+    ),
     Column("value", BigInteger, nullable=False, server_default=text("0"), comment="Grows with each change."),
     comment="Numbers that tell other processes to read again.",
 )
