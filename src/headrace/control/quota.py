@@ -28,10 +28,11 @@ from headrace.kernel.errors import (
     code_of,
 )
 from headrace.ports.connector import Failure
-from headrace.ports.control import Admission, Ask, ControlPlane, Ending, Grant, Outcome, Waiting
+from headrace.ports.control import Admission, Ask, ControlPlane, Ending, Grant, Outcome, Placing, Waiting
 from headrace.ports.ledger import Charge, QuotaLedger, Standing, Verdict
 
 _SOON = (Period.NOW, Period.MINUTE)
+_CONCURRENCY = Measure.CONCURRENCY
 
 
 class QuotaPlane(ControlPlane):
@@ -42,7 +43,7 @@ class QuotaPlane(ControlPlane):
 
     def __init__(
         self,
-        placing: ControlPlane,
+        placing: Placing,
         ledger: QuotaLedger,
         clock: Clock,
         recorder: Recorder | None = None,
@@ -59,6 +60,8 @@ class QuotaPlane(ControlPlane):
 
     def admit(self, ask: Ask, told: Admission) -> Waiting:
         """See the port."""
+        if "@" in ask.model:
+            ask = self.placing.resolved(ask)
         principal = ask.principal
         if principal.models and not principal.may_use(ask.model):
             told.refused(self.count(ask, self._not_allowed(ask.model)))
@@ -77,6 +80,10 @@ class QuotaPlane(ControlPlane):
         held.told = told
         held.waiting = self.placing.retry(grant, failure, held)
         return held
+
+    def answering(self, grant: Grant) -> None:
+        """See the port."""
+        self.placing.answering(grant)
 
     def finish(self, grant: Grant, outcome: Outcome) -> None:
         """See the port."""
@@ -116,64 +123,55 @@ class QuotaPlane(ControlPlane):
         return refusal
 
 
-class _Held(Admission, Waiting):
-    """One request that is held to limits, from the question to the settlement."""
+class _Held(msgspec.Struct, eq=False):
+    """One request that is held to limits, from the question to the settlement: an `Admission`, and a `Waiting`.
 
-    __slots__ = (
-        "_entered",
-        "_executed",
-        "_owner",
-        "_reserved",
-        "_standings",
-        "_withdrawn",
-        "ask",
-        "told",
-        "waiting",
-    )
+    entered, reserved: what is reserved of the windows of its entry, and of its tokens. executed: it was granted, and passed on.
+    """
 
-    def __init__(self, owner: QuotaPlane, ask: Ask, told: Admission) -> None:
-        self.ask = ask
-        self.told = told
-        self.waiting: Waiting | None = None
-        self._owner = owner
-        self._entered = False
-        self._executed = False
-        self._reserved = False
-        self._withdrawn = False
-        self._standings: tuple[Standing, ...] = ()
+    owner: QuotaPlane
+    ask: Ask
+    told: Admission
+    waiting: Waiting | None = None
+    entered: bool = False
+    reserved: bool = False
+    executed: bool = False
+    withdrawn: bool = False
+    standings: tuple[Standing, ...] = ()
+    grant: Grant | None = None
 
     def begin(self) -> None:
         """Refuse at once who has nothing left, before anything is reserved."""
         if self.ask.principal.tokens:
-            self._owner.ledger.peek(self.ask.principal.tokens, self._peeked)
+            self.owner.ledger.peek(self.ask.principal.tokens, self._peeked)
         else:
             self._enter()
 
     def withdraw(self) -> None:
         """See the port."""
-        if self._withdrawn:
+        if self.withdrawn:
             return
-        self._withdrawn = True
+        self.withdrawn = True
         if self.waiting is not None:
             self.waiting.withdraw()
-        if self._executed:
-            self._owner.forget(self)
+        if self.executed:
+            self.owner.forget(self)
             self.settle(0)
         else:
             self._give_back()
 
     def settle(self, tokens: int) -> None:
         """The request has ended, and used so many tokens. Idempotent."""
-        ledger, request_id = self._owner.ledger, self.ask.request_id
-        if self._entered:
-            self._entered = False
+        ledger, request_id = self.owner.ledger, self.ask.request_id
+        if self.entered:
+            self.entered = False
             ledger.settle(request_id + "/entry", {})
-        if self._reserved:
-            self._reserved = False
+        if self.reserved:
+            self.reserved = False
             ledger.settle(request_id + "/tokens", {Measure.TOKENS: tokens})
 
     def _peeked(self, verdict: Verdict) -> None:
-        if self._withdrawn:
+        if self.withdrawn:
             return
         if verdict.granted:
             self._enter()
@@ -186,12 +184,12 @@ class _Held(Admission, Waiting):
             self._place()
             return
         charges = [Charge(window, 1) for window in windows]
-        self._owner.ledger.reserve(self.ask.request_id + "/entry", charges, self._entry_decided)
+        self.owner.ledger.reserve(self.ask.request_id + "/entry", charges, self._entry_decided)
 
     def _entry_decided(self, verdict: Verdict) -> None:
-        self._entered = verdict.granted
-        self._standings = verdict.standings
-        if self._withdrawn:
+        self.entered = verdict.granted
+        self.standings = verdict.standings
+        if self.withdrawn:
             self._give_back()
         elif verdict.granted:
             self._place()
@@ -199,46 +197,48 @@ class _Held(Admission, Waiting):
             self._refuse(verdict)
 
     def _place(self) -> None:
-        waiting = self._owner.placing.admit(self.ask, self)
+        waiting = self.owner.placing.admit(self.ask, self)
         if self.waiting is None:
             self.waiting = waiting
 
     def granted(self, grant: Grant) -> None:
         """It has a slot: reserve its tokens, unless that was done for an earlier execution."""
         windows = self.ask.principal.tokens
-        if self._reserved or not windows:
+        if self.reserved or not windows:
             self._pass_on(grant)
             return
-        charges = [Charge(window, max(1, self.ask.estimated_tokens)) for window in windows]
-        self._owner.ledger.reserve(
-            self.ask.request_id + "/tokens", charges, lambda verdict: self._tokens_decided(grant, verdict)
-        )
+        self.grant = grant
+        needed = self.ask.estimated_tokens or 1
+        charges = [Charge(window, needed) for window in windows]
+        self.owner.ledger.reserve(self.ask.request_id + "/tokens", charges, self._tokens_decided)
 
-    def _tokens_decided(self, grant: Grant, verdict: Verdict) -> None:
-        self._reserved = verdict.granted
-        self._standings += verdict.standings
-        placing = self._owner.placing
-        if self._withdrawn:
+    def _tokens_decided(self, verdict: Verdict) -> None:
+        grant, self.grant = self.grant, None
+        assert grant is not None, "its tokens are reserved once it is granted"
+        self.reserved = verdict.granted
+        self.standings += verdict.standings
+        placing = self.owner.placing
+        if self.withdrawn:
             placing.finish(grant, Outcome(Ending.CANCELLED, Usage(), status=0))
             self._give_back()
         elif verdict.granted:
             self._pass_on(grant)
         else:
             refusal = self._refusal(verdict)
-            placing.finish(grant, self._owner.outcome_of(refusal))
+            placing.finish(grant, self.owner.outcome_of(refusal))
             self._give_back()
-            self.told.refused(self._owner.tally(refusal))
+            self.told.refused(self.owner.tally(refusal))
 
     def _pass_on(self, grant: Grant) -> None:
-        self._executed = True
-        self._owner.hold(self)
-        budgets = self._budgets(self._standings)
+        self.executed = True
+        self.owner.hold(self)
+        budgets = _nearest(self.standings, self.owner.clock.now())
         self.told.granted(msgspec.structs.replace(grant, budgets=budgets))
 
     def refused(self, refusal: RequestError) -> None:
         """There was no place for it, or no further one."""
-        if self._executed:
-            self._owner.forget(self)
+        if self.executed:
+            self.owner.forget(self)
             self.settle(0)
         else:
             self._give_back()
@@ -246,7 +246,7 @@ class _Held(Admission, Waiting):
 
     def _refuse(self, verdict: Verdict) -> None:
         self._give_back()
-        self.told.refused(self._owner.count(self.ask, self._refusal(verdict)))
+        self.told.refused(self.owner.count(self.ask, self._refusal(verdict)))
 
     def _refusal(self, verdict: Verdict) -> RequestError:
         if verdict.unavailable:
@@ -254,29 +254,18 @@ class _Held(Admission, Waiting):
                 "The quotas can't be checked at the moment.", retry_after_s=1.0, code="quota_unavailable"
             )
         needed = {Measure.TOKENS: self.ask.estimated_tokens}
-        return _exceeded(verdict, needed, self._owner.clock.now(), self._budgets(verdict.standings))
+        now = self.owner.clock.now()
+        return _exceeded(verdict, needed, now, _nearest(verdict.standings, now))
 
     def _give_back(self) -> None:
         """Undo what was reserved: it was never executed."""
-        ledger, request_id = self._owner.ledger, self.ask.request_id
-        if self._entered:
-            self._entered = False
+        ledger, request_id = self.owner.ledger, self.ask.request_id
+        if self.entered:
+            self.entered = False
             ledger.release(request_id + "/entry")
-        if self._reserved:
-            self._reserved = False
+        if self.reserved:
+            self.reserved = False
             ledger.release(request_id + "/tokens")
-
-    def _budgets(self, standings: Sequence[Standing]) -> tuple[Budget, ...]:
-        now = self._owner.clock.now()
-        return tuple(
-            Budget(
-                standing.window.measure,
-                standing.window.limit,
-                standing.remaining,
-                max(0.0, standing.resets_at - now) if standing.resets_at else 0.0,
-            )
-            for standing in standings
-        )
 
 
 class _Nothing(Waiting):
@@ -287,6 +276,25 @@ class _Nothing(Waiting):
 
 
 _NOTHING = _Nothing()
+
+
+def _nearest(standings: Sequence[Standing], now: float) -> tuple[Budget, ...]:
+    """Of requests and of tokens how that limit stands that is the nearest to its end."""
+    found: dict[Measure, Standing] = {}
+    for standing in standings:
+        window = standing.window
+        measure, limit = window.measure, window.limit
+        if measure is _CONCURRENCY:
+            continue
+        known = found.get(measure)
+        if known is None or standing.used * known.window.limit > known.used * limit:
+            found[measure] = standing
+    return tuple(
+        [
+            Budget(measure, standing.window.limit, standing.remaining, max(0.0, standing.resets_at - now))
+            for measure, standing in found.items()
+        ]
+    )
 
 
 def _exceeded(

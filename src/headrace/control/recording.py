@@ -51,15 +51,16 @@ class Recorder:
             )
         )
 
-    def refused(self, ask: Ask, refusal: RequestError) -> None:
-        """A request got no place, or no further one."""
-        self._add(ask, "refused", self.status_of(refusal), code_of(refusal))
+    def refused(self, ask: Ask, refusal: RequestError, executions: int = 0) -> None:
+        """A request got no place, or no further one after so many executions that came to nothing."""
+        status = Ending.FAILED.value if executions else "refused"
+        self._add(ask, status, self.status_of(refusal), code_of(refusal), executions)
 
-    def withdrawn(self, ask: Ask) -> None:
-        """The client left before it got a place."""
-        self._add(ask, Ending.CANCELLED.value, 0, "")
+    def withdrawn(self, ask: Ask, executions: int = 0) -> None:
+        """The client left before it got a place, or a further one."""
+        self._add(ask, Ending.CANCELLED.value, 0, "", executions)
 
-    def _add(self, ask: Ask, status: str, http_status: int, error: str) -> None:
+    def _add(self, ask: Ask, status: str, http_status: int, error: str, executions: int) -> None:
         now = self._clock.now()
         latency_s = self._clock.monotonic() - ask.asked_at if ask.asked_at else 0.0
         self._records.add(
@@ -77,6 +78,7 @@ class Recorder:
                 completed_at=now,
                 latency_ms=latency_s * 1000,
                 streamed=ask.streamed,
+                executions=executions,
                 estimated_tokens=ask.estimated_tokens,
             )
         )

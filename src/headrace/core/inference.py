@@ -12,6 +12,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+import msgspec
+
 from headrace.core.answer import Answer
 from headrace.core.attempt import AssembledAttempt, Attempt, StreamAttempt, Told, WholeAttempt
 from headrace.domain.access import Principal
@@ -32,12 +34,25 @@ from headrace.ports.control import Admission, Ask, ControlPlane, Ending, Grant, 
 from headrace.wire.openai import InferenceBody
 
 
+class Hints(msgspec.Struct, frozen=True):
+    """What a request says beside its body. tags: those that its backend must have. session: what its conversation is known by."""
+
+    tags: tuple[str, ...] = ()
+    session: str = ""
+
+
+NO_HINTS = Hints()
+
+
 class Inference:
     """Runs requests: asks control for a place, and moves the bytes between the node's connector and the client.
 
     `connectors` is the live mapping from node id to connector; `active` the calls that haven't settled yet; `status_of` tells
-    which status a client is told with an error, for the records.
+    which status a client is told with an error, for the records. affinity: whether any route wants to know what requests have in
+    common.
     """
+
+    affinity = False
 
     def __init__(
         self,
@@ -59,6 +74,7 @@ class Inference:
         *,
         asked_at: float = 0.0,
         client: str = "",
+        hints: Hints = NO_HINTS,
     ) -> InferenceCall:
         """Begin. Returns at once; *answer* hears the rest, perhaps before this returned.
 
@@ -76,6 +92,9 @@ class Inference:
             asked_at=asked_at,
             client=client,
             streamed=body.stream,
+            tags=hints.tags,
+            session=hints.session or (body.session if self.affinity else ""),
+            prefix=body.prefix if self.affinity else 0,
         )
         call = InferenceCall(ask, body, answer, self)
         self.active.add(call)
@@ -191,10 +210,13 @@ class InferenceCall(Admission, Told, Exchange):
     def answering(self, content_type: bytes) -> None:
         """The answer begins: no other attempt after this."""
         self._passing = True
+        grant = self._held()
+        if grant.cold:
+            self._control.answering(grant)
         if self._body.stream:
             self._first_at = time.monotonic()
         if not self._client_gone:
-            self._answer.head(content_type, self._held())
+            self._answer.head(content_type, grant)
 
     def passed(self, chunk: bytes) -> None:
         """Some of the answer."""
@@ -220,7 +242,7 @@ class InferenceCall(Admission, Told, Exchange):
             self._settle(self._held(), Ending.CANCELLED, usage, status=200 if self._passing else 0)
         elif self._passing:
             error = _broken(failure)
-            self._settle(self._held(), Ending.FAILED, usage, error)
+            self._settle(self._held(), Ending.FAILED, usage, error, failure=failure)
             self._answer.fail(error)
         else:
             self._again(failure)
@@ -258,6 +280,7 @@ class InferenceCall(Admission, Told, Exchange):
             path=self._body.operation.path,
             headers=headers,
             body=self._body.render(model=grant.model, stream=streamed, ask_usage=traits.stream_options),
+            timeouts=grant.timeouts,
             stoppable=streamed or traits.cancels_unstreamed,
         )
 
@@ -266,7 +289,14 @@ class InferenceCall(Admission, Told, Exchange):
         return self._grant
 
     def _settle(
-        self, grant: Grant, ending: Ending, usage: Usage, error: RequestError | None = None, status: int = 200
+        self,
+        grant: Grant,
+        ending: Ending,
+        usage: Usage,
+        error: RequestError | None = None,
+        *,
+        status: int = 200,
+        failure: Failure | None = None,
     ) -> None:
         self._attempt = None
         self._waiting = None
@@ -275,7 +305,7 @@ class InferenceCall(Admission, Told, Exchange):
         if error is not None:
             code = code_of(error)
             status = status if self._first_at is not None else self._owner.status_of(error)
-        self._control.finish(grant, Outcome(ending, usage, status, code, self._first_at))
+        self._control.finish(grant, Outcome(ending, usage, status, code, self._first_at, failure))
 
 
 def _broken(failure: Failure) -> RequestError:

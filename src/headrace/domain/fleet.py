@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from headrace.domain.inference import Timeouts
+
 
 class NodeState(StrEnum):
     """Where a backend stands."""
@@ -31,7 +33,7 @@ class Node:
     """One backend as placement sees it (C12).
 
     capacity: requests it takes at once. weight: how much of the work it gets where that is divided by weight. loaded: those of
-    its models that are in memory; None where it doesn't say, and nothing is made of it. since: when it came to its state,
+    its models that are in memory; None where it doesn't say, and nothing is made of it. timeouts: how long it may take. since: when it came to its state,
     seconds since the epoch. kind: what it speaks.
     """
 
@@ -45,6 +47,7 @@ class Node:
     ready_in_s: float | None = None
     weight: float = 1.0
     loaded: frozenset[str] | None = None
+    timeouts: Timeouts = field(default_factory=Timeouts)
     since: float = 0.0
     kind: str = "openai"
 

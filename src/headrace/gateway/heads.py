@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import msgspec
 
+from headrace.core.inference import NO_HINTS, Hints
 from headrace.domain.inference import Operation
+from headrace.domain.routing import MOST_TAGS, TAG
 from headrace.gateway.problems import budget_lines
+from headrace.kernel.errors import InvalidRequest
 from headrace.ports.control import Grant
+
+TAGS, SESSION = b"x-headrace-tags", b"x-headrace-session"
+MOST_SESSION = 512
 
 
 class RequestHead(msgspec.Struct):
@@ -14,6 +20,7 @@ class RequestHead(msgspec.Struct):
 
     modern: HTTP/1.1, so the answer may come in chunks. length: 0 where it isn't told. expects: it waits for a `100 Continue`.
     forwarded: whom it is said to come from, by whoever may say so. client: from whom it comes, once somebody wanted to know.
+    tags, session: what it says about the backend that it wants.
     """
 
     operation: Operation
@@ -27,6 +34,19 @@ class RequestHead(msgspec.Struct):
     expects: bool = False
     forwarded: bytes = b""
     client: str = ""
+    tags: bytes = b""
+    session: bytes = b""
+
+    @property
+    def hints(self) -> Hints:
+        """What the request says beside its body.
+
+        Raises:
+            InvalidRequest: its tags aren't such, or too many.
+        """
+        if not self.tags and not self.session:
+            return NO_HINTS
+        return read_hints(self.tags, self.session)
 
     def read(self, fields: list[tuple[bytes, bytes]]) -> None:
         """Take over what *fields* say; their names are in lower case."""
@@ -45,10 +65,40 @@ class RequestHead(msgspec.Struct):
                 self.origin = value
             elif name == b"x-request-id":
                 self.given_id = value
-            elif name == b"expect":
-                self.expects = True
-            elif name == b"x-forwarded-for":
-                self.forwarded = self.forwarded + b"," + value if self.forwarded else value
+            else:
+                self._read_rare(name, value)
+
+    def _read_rare(self, name: bytes, value: bytes) -> None:
+        if name == b"expect":
+            self.expects = True
+        elif name == b"x-forwarded-for":
+            self.forwarded = self.forwarded + b"," + value if self.forwarded else value
+        elif name == TAGS:
+            self.tags = value
+        elif name == SESSION:
+            self.session = value
+
+
+def read_hints(tags: bytes, session: bytes) -> Hints:
+    """From the fields `x-headrace-tags` (words, with commas between them) and `x-headrace-session`.
+
+    Raises:
+        InvalidRequest: a tag isn't one, there are too many, or the session's name is too long.
+    """
+    words = tuple(dict.fromkeys(word.strip() for word in tags.decode("latin-1").split(",") if word.strip()))
+    if len(words) > MOST_TAGS or not all(map(TAG.fullmatch, words)):
+        raise InvalidRequest(
+            f"'x-headrace-tags' takes up to {MOST_TAGS} words of letters, digits, '_', '.' and '-', with commas between.",
+            param="x-headrace-tags",
+            code="invalid_value",
+        )
+    if len(session) > MOST_SESSION:
+        raise InvalidRequest(
+            f"'x-headrace-session' has at most {MOST_SESSION} bytes.",
+            param="x-headrace-session",
+            code="invalid_value",
+        )
+    return Hints(words, session.decode("latin-1"))
 
 
 def way_lines(grant: Grant, asked_at: float) -> bytes:
@@ -58,7 +108,7 @@ def way_lines(grant: Grant, asked_at: float) -> bytes:
     """
     lines = b"x-headrace-node: %b\r\nx-headrace-attempts: %d\r\nx-headrace-overhead-ms: %.2f\r\n" % (
         grant.target.encode(),
-        grant.executions,
+        grant.attempts,
         (grant.granted_at - asked_at) * 1000,
     )
     if grant.position:

@@ -12,7 +12,7 @@ from headrace.control.access import read_key
 from headrace.core.inference import InferenceCall
 from headrace.domain.inference import Operation
 from headrace.gateway.answer import PulledAnswer
-from headrace.gateway.heads import way_fields
+from headrace.gateway.heads import SESSION, TAGS, read_hints, way_fields
 from headrace.gateway.problems import problem
 from headrace.gateway.requests import ClientGone, read_json_body
 from headrace.gateway.responses import send_body, send_head, send_problem
@@ -39,6 +39,8 @@ class InferenceRoute:
         except ClientGone:
             return
         body = decode_request(self._operation, raw_body, self._lane.default(self._operation))
+        fields = dict(scope["headers"])
+        hints = read_hints(fields.get(TAGS, b""), fields.get(SESSION, b""))
         answer = PulledAnswer(time.monotonic())
         call = self._lane.inference.start(
             scope["state"]["request_id"],
@@ -47,6 +49,7 @@ class InferenceRoute:
             answer,
             asked_at=answer.asked_at,
             client=scope["state"].get("client_address", ""),
+            hints=hints,
         )
         try:
             answer.attach(call)

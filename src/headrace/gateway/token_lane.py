@@ -189,6 +189,7 @@ class TokenRequest(Answer):
         operation = self._head.operation
         try:
             body = decode_request(operation, raw, self._lane.default(operation))
+            hints = self._head.hints
         except RequestError as error:
             self.fail(error)
             return
@@ -196,7 +197,7 @@ class TokenRequest(Answer):
         self._client.deadline = self._received + self._lane.patience.grace_s if body.stream else NEVER
         client = self._head.client or self.client_address
         call = self._lane.inference.start(
-            self.id, self._principal, body, self, asked_at=self._received, client=client
+            self.id, self._principal, body, self, asked_at=self._received, client=client, hints=hints
         )
         if not self.over:
             self.call = call

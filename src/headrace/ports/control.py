@@ -6,6 +6,7 @@ for each request, as structs of msgspec, which cost far less to make than frozen
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
@@ -54,7 +55,8 @@ class Grant(msgspec.Struct, frozen=True):
     waited_s: how long it has waited for a place, all in all.
     budgets: how the limits stand that it was held to; none where there are none.
     allowance: a window of the route's that it is charged to as well, with what the request uses.
-    timeouts: how long the backend may take; None: as its connector says.
+    timeouts: how long the backend may take; None: as its connector says. cold: the backend may have to load the model first, and
+    others wait for that: `ControlPlane.answering` is to be told.
     """
 
     ask: Ask
@@ -68,6 +70,7 @@ class Grant(msgspec.Struct, frozen=True):
     attempts: int = 1
     allowance: Window | None = None
     timeouts: Timeouts | None = None
+    cold: bool = False
 
 
 class Ending(StrEnum):
@@ -120,5 +123,22 @@ class ControlPlane(Protocol):
         """Give the grant's slot back because of *failure* and ask for another place; may queue again. The grant is
         spent: don't finish it. Refused when no further execution is allowed."""
 
+    def answering(self, grant: Grant) -> None:
+        """The answer of a grant that is `cold` begins."""
+
     def finish(self, grant: Grant, outcome: Outcome) -> None:
         """Settle and record the request and free its slot. Idempotent."""
+
+
+class Placing(ControlPlane, Protocol):
+    """A control plane that others stand around."""
+
+    def resolved(self, ask: Ask) -> Ask:
+        """*ask* as the fleet understands it: tags that stand behind its model's name are among its tags."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overdrawn(Failure):
+    """The route's allowance is used up, so that the grant can't be used. `renewed_in_s`: when there is some again."""
+
+    renewed_in_s: float = 0.0

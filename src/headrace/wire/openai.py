@@ -5,7 +5,9 @@ Source: the OpenAI API reference and the behaviour of its official Python client
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
+from zlib import crc32
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
@@ -167,6 +169,22 @@ class InferenceBody(msgspec.Struct):
         """The member that has the text."""
         return _PROMPT[self.operation]
 
+    @property
+    def prefix(self) -> int:
+        """A hash of how the text begins, the same for texts that begin alike: of up to 256 bytes of its JSON."""
+        return crc32(memoryview(self.members[self.prompt_member])[:_PREFIX_BYTES])
+
+    @property
+    def session(self) -> str:
+        """What the client says that its prompts have in common (`prompt_cache_key`); empty without."""
+        given = self.members.get("prompt_cache_key")
+        if given is None:
+            return ""
+        try:
+            return _decode_session(given)
+        except msgspec.DecodeError:
+            return ""
+
     def limit(self, max_tokens: int) -> None:
         """Set the limit that the client left open. Embeddings have none."""
         if self.max_tokens is None and self.operation.streams:
@@ -188,6 +206,8 @@ class InferenceBody(msgspec.Struct):
         return join(members)
 
 
+_PREFIX_BYTES = 256
+_decode_session: Callable[[Raw], str] = msgspec.json.Decoder(Annotated[str, Meta(max_length=512)]).decode
 _TRUE, _FALSE, _ASK_USAGE = Raw(b"true"), Raw(b"false"), Raw(b'{"include_usage":true}')
 
 
