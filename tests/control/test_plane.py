@@ -214,6 +214,6 @@ def test_the_registry_keeps_what_it_is_told() -> None:
     assert [node.id for node in registry.holders("m")] == ["a"]
     registry.remove("a")
     registry.remove("a")
-    assert registry.holders("m") == ()
+    assert registry.holders("m") == []
     assert registry.get("a") is None
     assert heard == ["a", "a", "a"]

@@ -1,73 +1,103 @@
-"""Which node runs a request: pure decisions over what is known."""
+"""Which backend runs a request: what is known of them, put together."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Self
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
 
+from headrace.control.destinations import Demand, Destinations, Stage
+from headrace.control.strategies import Load, choose
+from headrace.control.warmth import Warmth
 from headrace.domain.fleet import Node, NodeState
-from headrace.kernel.errors import Internal, RequestError, Unavailable
-
-RETRY_UNREACHABLE_S = 5.0
-"""What a client is told to wait for a backend that is down: about the time of the next check."""
+from headrace.domain.quota import Window
+from headrace.ports.control import Ask
 
 
-class Holders(tuple[Node, ...]):  # noqa: SLOT001 - a tuple of any length has no room for slots
-    """The nodes that hold one model, each once. Who comes after a node is found without looking through them."""
+class Place(NamedTuple):
+    """A slot of a backend, and the stage in which it was found."""
 
-    _positions: dict[str, int]
-
-    def __new__(cls, nodes: Iterable[Node] = ()) -> Self:
-        """Of nodes with different ids, in their order."""
-        holders = super().__new__(cls, nodes)
-        holders._positions = {node.id: position for position, node in enumerate(holders)}
-        return holders
-
-    def after(self, node_id: str | None) -> int:
-        """The position behind that node's; 0 when it isn't one of them. May be one too far: go round."""
-        return self._positions.get(node_id, -1) + 1 if node_id is not None else 0
-
-    def with_node(self, node: Node) -> Holders:
-        """The same with *node* in the place of the one with its id, or as the last."""
-        position = self._positions.get(node.id, len(self))
-        return Holders((*self[:position], node, *self[position + 1 :]))
+    stage: Stage
+    node: Node
 
 
-def choose(
-    holders: Holders, busy: Mapping[str, int], last: str | None, avoid: Collection[str]
-) -> Node | None:
-    """Round-robin: the first node after *last* that is ready, has a free slot and isn't in *avoid*; None if there is none.
+class Placement:
+    """Finds places, and knows which demands a backend's free slot may go to. It counts the slots that are taken.
 
-    *busy*: node id → requests that it runs now. *last*: id of the node that was chosen before for this model. How long it
-    takes depends on the nodes that are passed over, not on how many there are.
+    load: what strategies look at. warmth: who is loading. Tell `changed` when backends, routes or slots are others than before.
     """
-    start = holders.after(last)
-    for position in range(start - len(holders), start):  # the negative ones are those from `start` to the end
-        node = holders[position]
-        if node.state is NodeState.READY and node.id not in avoid and busy.get(node.id, 0) < node.capacity:
-            return node
-    return None
 
+    def __init__(self, destinations: Destinations, load: Load) -> None:
+        self.load = load
+        self.warmth = Warmth()
+        self._destinations = destinations
+        self._served: dict[str, frozenset[str]] = {}
+        self._served_of = (-1, -1)
+        self._spent: set[Window] = set()
 
-def hopeless(holders: Sequence[Node], model: str) -> RequestError | None:
-    """Why waiting for *model* is pointless, or None while one of its *holders* works or is about to."""
-    for node in holders:
-        if node.state is NodeState.READY or node.state is NodeState.LOADING:
-            return None
-    down = [node for node in holders if node.state is NodeState.DOWN]
-    if not down:
-        return Internal(f"The model {model!r} can't be served: {holders[0].detail or 'its engine failed.'}")
-    names = ", ".join(node.id for node in down)
-    return Unavailable(
-        f"No healthy backend for the model {model!r}: {names} can't be reached.",
-        retry_after_s=RETRY_UNREACHABLE_S,
-        code="no_healthy_backend",
-    )
+    def find(self, demand: Demand, ask: Ask, avoid: Collection[str] = ()) -> Place | None:
+        """A free slot for *ask*, in the first stage that has one and may be used; backends in *avoid* are left out."""
+        for stage in self._open(demand):
+            held = self.warmth.held(stage.model)
+            left_out = {*avoid, *held} if held else avoid
+            node = choose(stage.candidates, stage.wish(ask), self.load, stage.cursor, left_out)
+            if node is not None:
+                return Place(stage, node)
+        return None
 
+    def at(self, demand: Demand, node: Node) -> Place | None:
+        """A slot of *node* for *demand*; None where no stage that may be used has the backend."""
+        for stage in self._open(demand):
+            if node.id in stage.candidates and node.id not in self.warmth.held(stage.model):
+                return Place(stage, node)
+        return None
 
-def expected_wait(holders: Sequence[Node]) -> float | None:
-    """Seconds until one of *holders* is expected to be loaded; None when nobody knows."""
-    waits = [
-        node.ready_in_s for node in holders if node.state is NodeState.LOADING and node.ready_in_s is not None
-    ]
-    return min(waits, default=None)
+    def is_free(self, node: Node) -> bool:
+        """Whether it may run one more."""
+        return self.load.busy.get(node.id, 0) < self.load.slots.get(node.id, 0)
+
+    def served_by(self, node: Node) -> frozenset[str]:
+        """The names of the demands that may go to *node*: the same set for as long as nothing changes."""
+        version = (self._destinations.version, self.warmth.changes)
+        if self._served_of != version:
+            self._served_of = version
+            self._served.clear()
+        names = self._served.get(node.id)
+        if names is None:
+            names = self._served[node.id] = frozenset(self._names(node))
+        return names
+
+    def changed(self) -> None:
+        """What may be used is no longer what it was."""
+        self._served.clear()
+
+    def spend(self, allowance: Window) -> None:
+        """There is nothing left of *allowance* until `renew`."""
+        self._spent.add(allowance)
+        self.changed()
+
+    def renew(self, allowance: Window) -> None:
+        """There is something of it again."""
+        self._spent.discard(allowance)
+        self.changed()
+
+    def _names(self, node: Node) -> Iterator[str]:
+        plain = (self._destinations.of(info.id) for info in node.models)
+        for demand in (*plain, *self._destinations.special()):
+            if self.at(demand, node) is not None:
+                yield demand.name
+
+    def _open(self, demand: Demand) -> Iterator[Stage]:
+        """The stages that may be used: the first, and each fallback where those before it are out of work, or it says that
+        busy is enough."""
+        out_of_work = True
+        for stage in demand.stages:
+            if not (out_of_work or stage.when_busy):
+                return
+            spent = stage.allowance is not None and stage.allowance in self._spent
+            if not spent:
+                yield stage
+                out_of_work = out_of_work and not self._works(stage)
+
+    def _works(self, stage: Stage) -> bool:
+        slots = self.load.slots
+        return any(slots.get(node.id) or node.state is NodeState.LOADING for node in stage.candidates.nodes)

@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import random
+from collections.abc import Callable, Collection
 
-from headrace.control.placement import RETRY_UNREACHABLE_S, choose, expected_wait, hopeless
+import msgspec
+
+from headrace.control import refusals, retries
+from headrace.control.destinations import Demand, Destinations, NoRoutes, RouteFinder
+from headrace.control.filling import Filler
+from headrace.control.health import Health
+from headrace.control.placement import Place, Placement
 from headrace.control.queueing import Call, WaitingRoom
 from headrace.control.recording import Recorder
 from headrace.control.registry import Registry
-from headrace.domain.fleet import ModelInfo, Node, NodeState, near_names
+from headrace.control.strategies import Load
+from headrace.control.totals import Totals
 from headrace.domain.inference import Priority
 from headrace.kernel.clock import Clock
-from headrace.kernel.errors import (
-    ModelNotFound,
-    RequestError,
-    Unavailable,
-    UpstreamFailed,
-    UpstreamTimeout,
-    code_of,
-)
-from headrace.ports.connector import Busy, Failure, Lost, NotSent
-from headrace.ports.control import Admission, Ask, ControlPlane, Ending, Grant, Outcome, Waiting
+from headrace.kernel.errors import RequestError, code_of
+from headrace.ports.connector import Busy, Failure, Loading, Lost, NotSent
+from headrace.ports.control import Admission, Ask, Ending, Grant, Outcome, Overdrawn, Placing, Waiting
 
 BUSY_PAUSE_S = 1.0
 """How long a backend that said it is busy is left alone by the request it refused, where it named no time itself."""
 
 
-@dataclass(slots=True)
-class Totals:
-    """What was settled since the start. `refusals`: requests that got no place, or no further one, by the error's code."""
-
-    requests: Counter[Ending] = field(default_factory=Counter)
-    refusals: Counter[str] = field(default_factory=Counter)
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    executions: int = 0
-    queued: int = 0
-    withdrawn: int = 0
-
-
-class LocalControlPlane(ControlPlane):
-    """Grants places round-robin over the nodes that hold a model; who finds none free waits, and is served by fair shares.
+class LocalControlPlane(Placing):
+    """Grants places on the backends that the routes name, or that hold the model; who finds none free waits, and is served by
+    fair shares.
 
     The queue holds at most *queue_size* requests, each for at most *queue_wait_s* seconds. `on_unreachable` is told the id
     of a node that couldn't be connected to.
@@ -56,6 +43,7 @@ class LocalControlPlane(ControlPlane):
         queue_size: int = 1024,
         queue_wait_s: float = 60.0,
         recorder: Recorder | None = None,
+        routes: RouteFinder | None = None,
     ) -> None:
         self._recorder = recorder
         self._registry = registry
@@ -63,15 +51,19 @@ class LocalControlPlane(ControlPlane):
         self._room = WaitingRoom(clock, self._expired, size=queue_size, wait_s=queue_wait_s)
         self._queue = self._room.queue
         self._running: dict[str, Call] = {}
-        self._busy: dict[str, int] = {}
-        self._last: dict[str, str] = {}
-        self._offers: dict[str, tuple[tuple[ModelInfo, ...], frozenset[str]]] = {}
-        self._to_fill: dict[str, None] = {}
-        self._filling = False
-        self._resting: dict[str, float] = {}
+        self._retries = retries.RetryBudget(clock.monotonic())
         self.totals = Totals()
         self.on_unreachable: Callable[[str, str], None] = lambda _node_id, _reason: None
+        self.destinations = Destinations(registry, routes or NoRoutes(), queue_size=queue_size)
+        self.placement = Placement(self.destinations, Load())
+        self._filler = Filler(
+            registry, self._room, self.placement, self.destinations, self._grant, self._resume
+        )
+        self.health = Health(registry, clock, self._room_at, self.busy)
+        for node in registry.nodes():
+            self._heed(node.id)
         registry.on_change(self._node_changed)
+        (routes or NoRoutes()).on_change(self._routes_changed)
 
     @property
     def waiting(self) -> int:
@@ -93,22 +85,32 @@ class LocalControlPlane(ControlPlane):
         """Grants that aren't finished."""
         return len(self._running)
 
+    @property
+    def resting(self) -> Collection[str]:
+        """Nodes that said they are full, and that others who wait aren't sent to for a while."""
+        return self._filler.resting.keys()
+
     def busy(self, node_id: str) -> int:
         """Requests that the node runs now."""
-        return self._busy.get(node_id, 0)
+        return self.placement.load.busy.get(node_id, 0)
+
+    def resolved(self, ask: Ask) -> Ask:
+        """See the port."""
+        model, tags = self.destinations.resolved(ask.model, ask.tags)
+        return msgspec.structs.replace(ask, model=model, tags=tags)
 
     def admit(self, ask: Ask, told: Admission) -> Waiting:
         """Grant at once where a slot is free and nobody is before it; else queue, or refuse."""
-        call = Call(ask, told, self)
-        model = ask.model
-        if self._queue.depth and self._queue.awaits(model):
-            self._wait(
-                call
-            )  # a slot that is free all the same is about to be given to one before it, or rests
-        elif (node := choose(self._registry.holders(model), self._busy, self._last.get(model), ())) is None:
-            self._wait(call)
+        self._retries.request()
+        demand = self.destinations.of(ask.model, ask.tags)
+        call = Call(ask, told, self, demand.name)
+        if self._queue.depth and self._queue.awaits(demand.name):
+            # A slot that is free all the same is about to be given to one before it, or rests.
+            self._wait(call, demand)
+        elif (place := self.placement.find(demand, ask)) is None:
+            self._wait(call, demand)
         else:
-            self._grant(call, node)
+            self._grant(call, demand, place)
         return call
 
     def retry(self, grant: Grant, failure: Failure, told: Admission) -> Waiting:
@@ -120,17 +122,29 @@ class LocalControlPlane(ControlPlane):
         if call is None:
             return Call(grant.ask, told, self)
         call.told = told
-        self._release(grant.target)
-        if isinstance(failure, Busy):
-            self._leave_alone(call, grant.target, failure.retry_after_s or BUSY_PAUSE_S)
+        self._release(grant)
+        if isinstance(failure, NotSent | Busy | Overdrawn):
+            call.executions -= 1
+        if isinstance(failure, Overdrawn):
+            self.health.let_go(grant)
+            self._overdrawn(grant, failure)
         else:
-            call.failed_on |= {grant.target}
-        if isinstance(failure, NotSent):
-            self.on_unreachable(grant.target, failure.reason)
+            self._noticed(grant, failure)
+            if isinstance(failure, Busy):
+                self._leave_alone(call, grant, failure)
+            else:
+                call.failed_on |= {grant.target}
+                call.failures += 1
         self._again(call, grant, failure)
         if self._queue.depth and not isinstance(failure, Busy):
-            self._fill(grant.target)
+            self._filler.fill(grant.target)
         return call
+
+    def answering(self, grant: Grant) -> None:
+        """See the port: the model is loaded there, and those may come who wait for that."""
+        self.placement.warmth.warmed(grant.target, grant.model)
+        self.health.answering(grant)
+        self._filler.fill(grant.target)
 
     def finish(self, grant: Grant, outcome: Outcome) -> None:
         """Count it, free the slot, and let the next one in."""
@@ -142,41 +156,69 @@ class LocalControlPlane(ControlPlane):
         totals.requests[outcome.ending] += 1
         if self._recorder is not None:
             self._recorder.finished(grant, outcome)
-        self._release(grant.target)
+        self._release(grant)
+        if outcome.failure is not None:
+            self._noticed(grant, outcome.failure)
+        elif outcome.ending is Ending.COMPLETED:
+            self._went_well(grant, outcome)
+        else:
+            self.health.let_go(grant)
+            self._heed(grant.target)
         if self._queue.depth:
-            self._fill(grant.target)
+            self._filler.fill(grant.target)
 
     def withdraw(self, call: Call) -> None:
         """Take *call* out of the queue; nothing happens when it isn't in it."""
-        if self._room.leave(call):
+        if self._room.leave(call) or _unpaused(call):
             self.totals.withdrawn += 1
             self.totals.requests[Ending.CANCELLED] += 1
             if self._recorder is not None:
-                self._recorder.withdrawn(call.ask)
+                self._recorder.withdrawn(call.ask, call.executions)
+
+    def probed(self, node_id: str, ok: bool, reason: str = "") -> None:
+        """A check of the backend has ended, badly for this reason."""
+        self.health.probed(node_id, ok, reason)
+        self._heed(node_id)
 
     def _again(self, call: Call, grant: Grant, failure: Failure) -> None:
-        """Grant *call* another place, let it wait at the front, or refuse it."""
-        model = grant.ask.model
-        refusal = self._no_more(call, grant, failure) or self._pointless(grant.ask)
+        """Try *call* again, after a break where it was executed; or refuse it."""
+        demand = self.destinations.of(grant.ask.model, grant.ask.tags)
+        refusal = self._no_more(call, demand, grant, failure) or self._pointless(demand, grant.ask)
         if refusal is not None:
             self._refuse(call, refusal)
             return
-        now = self._clock.monotonic()
+        self.totals.retries[type(failure).__name__] += 1
         if grant.ask.deadline_s is not None:  # who didn't wait was first granted when it asked
             call.due = min(call.due, grant.granted_at + grant.ask.deadline_s)
-        node = choose(self._registry.holders(model), self._busy, self._last.get(model), call.avoid(now))
-        if now >= call.due:
-            self._expired(call)
-        elif node is not None:
-            self._grant(call, node)
+        if isinstance(failure, Lost):
+            pause_s = retries.backoff(call.failures, random.random)
+            call.pause = self._clock.call_later(pause_s, lambda: self._resume(call))
         else:
+            self._resume(call)
+
+    def _resume(self, call: Call) -> None:
+        """Grant *call* another place, or let it wait at the front."""
+        call.pause = None
+        ask = call.ask
+        demand = self.destinations.of(ask.model, ask.tags)
+        refusal = self._pointless(demand, ask)
+        now = self._clock.monotonic()
+        if refusal is not None:
+            self._refuse(call, refusal)
+        elif now >= call.due:
+            self._expired(call)
+        elif (place := self.placement.find(demand, ask, call.avoid(now))) is not None:
+            self._grant(call, demand, place)
+        else:
+            call.demand = demand.name
+            self.destinations.awaited(demand)
             self._room.come_back(call)
             self.totals.queued += 1
 
-    def _wait(self, call: Call) -> None:
+    def _wait(self, call: Call, demand: Demand) -> None:
         """Let *call* wait, and tell the one that goes for it; refuse it where waiting is pointless."""
         ask = call.ask
-        refusal = self._pointless(ask)
+        refusal = self._pointless(demand, ask)
         if refusal is not None:
             self._refuse(call, refusal)
             return
@@ -185,152 +227,188 @@ class LocalControlPlane(ControlPlane):
         if not self._room.has_time(call):
             self._expired(call)
             return
+        self.destinations.awaited(demand)
         gone = self._room.enter(call)
         if gone is not call:
             self.totals.queued += 1
         if gone is not None:
-            self._refuse(gone, self._full(pushed_out=gone is not call))
+            self._refuse(gone, refusals.queue_full(self._room.drained_in(), pushed_out=gone is not call))
 
-    def _full(self, *, pushed_out: bool) -> Unavailable:
-        why = (
-            " Your key had the most requests in it, and one gave way to another key's." if pushed_out else ""
-        )
-        return Unavailable(
-            f"The queue is full.{why}", retry_after_s=self._room.drained_in(), code="queue_full"
-        )
+    def _pointless(self, demand: Demand, ask: Ask) -> RequestError | None:
+        """Why nobody will have a place for *ask*; None where somebody may. Names are told only to those who may use them."""
+        if demand.known:
+            return refusals.hopeless(demand, ask.model, self._clock.now())
+        names = [info.id for info in self._registry.models() if ask.principal.may_use(info.id)]
+        return refusals.unknown(ask.model, ask.tags, self._registry.nodes(), names)
 
-    def _pointless(self, ask: Ask) -> RequestError | None:
-        """Why nobody will have a place for the model that is asked for; None where somebody may."""
-        holders = self._registry.holders(ask.model)
-        return hopeless(holders, ask.model) if holders else self._unknown(ask)
+    def _no_more(self, call: Call, demand: Demand, grant: Grant, failure: Failure) -> RequestError | None:
+        """Why the request isn't tried again after *failure*; None when it is."""
+        if isinstance(failure, Busy | Overdrawn):
+            return None
+        reruns = demand.route is not None and demand.route.reruns
+        if (
+            not retries.may_rerun(failure, reruns=reruns)
+            or call.failures >= retries.MOST_ATTEMPTS
+            or all(node.id in call.failed_on for node in demand.waits_for)
+            or not self._retries.try_spend(self._clock.monotonic())
+        ):
+            return refusals.given_up(grant.target, failure)
+        return None
 
-    def _unknown(self, ask: Ask) -> RequestError:
-        """The model isn't there; or nobody can say, as long as a backend was never asked successfully. Names that look like
-        it are told only to those who may use them."""
-        model = ask.model
-        unasked = [n.id for n in self._registry.nodes() if not n.models and n.state is not NodeState.READY]
-        if unasked:
-            return Unavailable(
-                f"The model {model!r} is not known, and {', '.join(unasked)} can't be asked for its models.",
-                retry_after_s=RETRY_UNREACHABLE_S,
-                code="no_healthy_backend",
-            )
-        return ModelNotFound(
-            model, near_names(model, [m.id for m in self._registry.models() if ask.principal.may_use(m.id)])
-        )
-
-    def _grant(self, call: Call, node: Node) -> None:
-        """Give *call* a slot of *node* and tell it."""
-        ask = call.ask
-        model = ask.model
-        self._last[model] = node.id
-        self._busy[node.id] = self._busy.get(node.id, 0) + 1
+    def _grant(self, call: Call, demand: Demand, place: Place) -> None:
+        """Give *call* the slot, and tell it."""
+        ask, node, stage = call.ask, place.node, place.stage
+        self.placement.load.take(node.id)
         self.totals.executions += 1
+        call.attempts += 1
         call.executions += 1
         self._running[ask.request_id] = call
-        now = self._clock.monotonic()
-        call.told.granted(Grant(ask, node.id, model, call.executions, now, call.position, call.waited_s))
+        grant = Grant(
+            ask,
+            node.id,
+            stage.model,
+            call.executions,
+            self._clock.monotonic(),
+            call.position,
+            call.waited_s,
+            attempts=call.attempts,
+            allowance=stage.allowance,
+            cold=self.placement.warmth.begin(node, stage.model, ask.request_id),
+            timeouts=demand.timeouts(node),
+        )
+        call.told.granted(grant)
 
     def _expired(self, call: Call) -> None:
-        model = call.ask.model
-        wait = expected_wait(self._registry.holders(model))
-        reason = "is still loading" if wait is not None else "has no free slot"
-        own = self._clock.monotonic() >= call.due
-        self._refuse(
-            call,
-            Unavailable(
-                f"The model {model!r} {reason}; the request waited {call.waited_s:.0f} s"
-                + (", until its own deadline." if own else "."),
-                retry_after_s=max(self._room.drained_in(), wait or 1.0),
-                code="deadline_passed" if own else "no_free_slot",
-            ),
+        ask = call.ask
+        refusal = refusals.waited_too_long(
+            self.destinations.of(ask.model, ask.tags),
+            ask.model,
+            call.waited_s,
+            self._room.drained_in(),
+            own_deadline=self._clock.monotonic() >= call.due,
         )
+        self._refuse(call, refusal)
 
     def _refuse(self, call: Call, refusal: RequestError) -> None:
         self.totals.requests[Ending.FAILED] += 1
         self.totals.refusals[code_of(refusal)] += 1
         if self._recorder is not None:
-            self._recorder.refused(call.ask, refusal)
+            self._recorder.refused(call.ask, refusal, call.executions)
         call.told.refused(refusal)
 
-    def _leave_alone(self, call: Call, node_id: str, pause_s: float) -> None:
+    def _leave_alone(self, call: Call, grant: Grant, busy: Busy) -> None:
         """Don't send *call* to a node that refused it, for a while: a node's word that it is full may be news to us.
 
         As long, others who wait go there one by one, as requests end there: else the whole queue would be sent, and sent back.
+        Nobody goes there for a model that it is loading.
         """
-        pause_s = min(pause_s, max(BUSY_PAUSE_S, self._room.wait_s))
+        node_id, model = grant.target, grant.model
+        pause_s = min(busy.retry_after_s or BUSY_PAUSE_S, max(BUSY_PAUSE_S, self._room.wait_s))
         until = self._clock.monotonic() + pause_s
-        call.busy_until = {**(call.busy_until or {}), node_id: until}
-        self._resting[node_id] = max(until, self._resting.get(node_id, until))
-        self._clock.call_later(pause_s, lambda: self._pause_over(call, node_id))
-
-    def _pause_over(self, call: Call, node_id: str) -> None:
-        if self._clock.monotonic() >= self._resting.get(node_id, 0.0):
-            self._resting.pop(node_id, None)
-        self._room.look_again(call)
-        self._fill(node_id)
-
-    def _no_more(self, call: Call, grant: Grant, failure: Failure) -> RequestError | None:
-        """Why the request isn't tried again after *failure*; None when it is."""
-        if isinstance(failure, Lost):
-            if failure.timed_out:
-                return UpstreamTimeout(f"The backend {grant.target!r} was too slow. {failure.reason}")
-            return UpstreamFailed(f"The backend {grant.target!r} failed. {failure.reason}")
-        if all(node.id in call.failed_on for node in self._registry.holders(grant.ask.model)):
-            return UpstreamFailed(f"The backend {grant.target!r} could not be used. {failure.reason}")
-        return None
-
-    def _release(self, node_id: str) -> None:
-        left = self._busy[node_id] - 1
-        if left:
-            self._busy[node_id] = left
+        if isinstance(busy, Loading):
+            self.placement.warmth.loading(node_id, model)
         else:
-            del self._busy[node_id]
+            self._filler.resting[node_id] = max(until, self._filler.resting.get(node_id, until))
+        call.busy_until = {**(call.busy_until or {}), node_id: until}
+        self._clock.call_later(pause_s, lambda: self._pause_over(call, node_id, model))
 
-    def _models_of(self, node: Node) -> frozenset[str]:
-        """The models that the node runs, made once for as long as it holds the same."""
-        known = self._offers.get(node.id)
-        if known is None or known[0] is not node.models:
-            known = self._offers[node.id] = (node.models, frozenset(info.id for info in node.models))
-        return known[1]
+    def _pause_over(self, call: Call, node_id: str, model: str) -> None:
+        self.placement.warmth.look_again(node_id, model)
+        if self._clock.monotonic() >= self._filler.resting.get(node_id, 0.0):
+            self._filler.resting.pop(node_id, None)
+        self._room.look_again(call)
+        self._filler.fill(node_id)
+
+    def _overdrawn(self, grant: Grant, failure: Overdrawn) -> None:
+        """The route's target has used up what it may use; its fallbacks are open until that is renewed."""
+        allowance = grant.allowance
+        if allowance is None:
+            return
+        self.placement.spend(allowance)
+
+        def renewed() -> None:
+            self.placement.renew(allowance)
+            self._filler.fill(grant.target)
+
+        self._clock.call_later(failure.renewed_in_s, renewed)
+        self._filler.fill_awaited()
+
+    def _noticed(self, grant: Grant, failure: Failure) -> None:
+        """The backend did something wrong, or was busy."""
+        if isinstance(failure, NotSent):
+            self.on_unreachable(grant.target, failure.reason)
+        self.health.failed(grant, failure)
+        self._heed(grant.target)
+
+    def _went_well(self, grant: Grant, outcome: Outcome) -> None:
+        """The backend gave a whole answer; how fast, where it was streamed."""
+        node_id, first_at = grant.target, outcome.first_token_at
+        self.health.succeeded(grant)
+        if first_at is not None:
+            further = outcome.usage.completion_tokens - 1
+            between_s = (self._clock.monotonic() - first_at) / further if further > 0 else None
+            self.placement.load.observe(node_id, grant.model, first_at - grant.granted_at, between_s)
+        self._heed(node_id)
+
+    def _heed(self, node_id: str) -> None:
+        """Use no more of the node than its health allows; where it is out of work, its fallbacks are open."""
+        load, slots = self.placement.load, self.health.slots.get(node_id, 0)
+        before = load.slots.get(node_id, 0)
+        if slots == before:
+            return
+        load.allow(node_id, slots)
+        if not slots or not before:
+            self.placement.changed()
+        if not slots:
+            self._filler.fill_awaited()
+
+    def _room_at(self, node_id: str) -> None:
+        """The node may run more than before."""
+        self._heed(node_id)
+        self._filler.fill(node_id)
+
+    def _release(self, grant: Grant) -> None:
+        self.placement.load.give_back(grant.target)
+        if grant.cold:
+            self.placement.warmth.ended(grant.target, grant.model, grant.ask.request_id)
+
+    def _routes_changed(self) -> None:
+        self.destinations.forget_routes()
+        self._sort_out()
 
     def _node_changed(self, node_id: str) -> None:
-        """Tell those whose waiting became pointless; fill what is free now."""
-        self._resting.pop(node_id, None)  # what it said, it said before
-        if self._registry.get(node_id) is None:
-            self._offers.pop(node_id, None)
-        for model in self._queue.models():
-            holders = self._registry.holders(model)
-            refusal = hopeless(holders, model) if holders else ModelNotFound(model)
-            if refusal is not None:
-                for ticket in self._queue.waiting_for(model):
-                    if self._room.leave(ticket.call):
-                        self._refuse(ticket.call, refusal)
-        self._fill(node_id)
+        node = self._registry.get(node_id)
+        self._filler.resting.pop(node_id, None)  # what it said, it said before
+        self.placement.warmth.reported(node_id, node)
+        self.destinations.forget()
+        if node is None:
+            self.placement.load.forget(node_id)
+        self._heed(node_id)
+        self._sort_out()
+        self._filler.fill(node_id)
 
-    def _fill(self, node_id: str) -> None:
-        """Grant the node's free slots to those who wait for them.
+    def _sort_out(self) -> None:
+        """Tell those whose waiting became pointless; those who wait now ask for something else wait anew."""
+        self.placement.changed()
+        for name in self._queue.models():
+            for ticket in self._queue.waiting_for(name):
+                call = ticket.call
+                demand = self.destinations.of(call.ask.model, call.ask.tags)
+                refusal = self._pointless(demand, call.ask)
+                if refusal is None and demand.name == name:
+                    break  # all of that name ask for the same
+                self._room.leave(call)
+                if refusal is not None:
+                    self._refuse(call, refusal)
+                else:
+                    self._resume(call)
+        self._filler.fill_awaited()
 
-        Who is told may come back at once; what that frees is filled by the outermost call, so that nothing nests without end.
-        """
-        self._to_fill[node_id] = None
-        if self._filling:
-            return
-        self._filling = True
-        try:
-            while self._to_fill:
-                self._fill_one(self._to_fill.popitem()[0])
-        finally:
-            self._filling = False
 
-    def _fill_one(self, node_id: str) -> None:
-        while self._queue.depth:
-            node = self._registry.get(node_id)
-            if node is None or node.state is not NodeState.READY or self.busy(node_id) >= node.capacity:
-                return
-            call = self._room.next(self._models_of(node), node_id)
-            if call is None:
-                return
-            self._grant(call, node)
-            if node_id in self._resting:
-                return  # one went for the one that ended
+def _unpaused(call: Call) -> bool:
+    """End the break that *call* makes; False when it makes none."""
+    if call.pause is None:
+        return False
+    call.pause.cancel()
+    call.pause = None
+    return True

@@ -30,17 +30,23 @@ class Leaver(Protocol):
 class Call(msgspec.Struct, eq=False):
     """One request that waits for a place, or runs. Made for each request, so it is kept small.
 
-    failed_on: nodes that it never goes to again. busy_until: node → not before this. ticket: while it waits.
-    due: when it has to be running at the latest, where it has such a time. Times are on the monotonic clock.
+    demand: the name of what it asks of the fleet. attempts: how often it was granted. executions: how many of those may have
+    been executed. failures: how many came to nothing, other than by a busy backend. failed_on: nodes that it never goes to again. busy_until: node → not before this. ticket: while it waits.
+    pause: the timer of the break before it is tried again. due: when it has to be running at the latest, where it has such a
+    time. Times are on the monotonic clock.
     """
 
     ask: Ask
     told: Admission
     plane: Leaver
+    demand: str = ""
+    attempts: int = 0
     executions: int = 0
+    failures: int = 0
     failed_on: frozenset[str] = frozenset()
     busy_until: dict[str, float] | None = None
     ticket: Ticket | None = None
+    pause: Timer | None = None
     position: int = 0
     waited_s: float = 0.0
     due: float = math.inf
@@ -141,7 +147,7 @@ class WaitingRoom:
         ask = call.ask
         call.ticket = Ticket(
             key=ask.principal.id,
-            model=ask.model,
+            model=call.demand,
             tokens=ask.estimated_tokens,
             priority=ask.priority,
             since=self._clock.monotonic(),

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from headrace.control.placement import Holders
 from headrace.domain.fleet import ModelInfo, Node, NodeState
 
 
 class Registry:
     """The nodes, by id. One writer each: whoever put a node here reports on it; placement only reads.
 
-    `on_change` is called with the node's id after each change.
+    `on_change` is called with the node's id after each change. *now*: seconds since the epoch, for when a node came to its state.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        self._now = now
         self._nodes: dict[str, Node] = {}
-        self._by_model: dict[str, Holders] = {}
+        self._numbers: dict[str, int] = {}
+        self._number = 0
+        self._by_model: dict[str, dict[str, Node]] = {}
         self._listeners: list[Callable[[str], None]] = []
 
     def on_change(self, listener: Callable[[str], None]) -> None:
@@ -27,14 +30,17 @@ class Registry:
     def upsert(self, node: Node) -> None:
         """Put *node* here, in the place of the one with its id."""
         before = self._nodes.get(node.id)
+        same_state = before is not None and before.state is node.state
+        node = replace(node, since=before.since if before is not None and same_state else self._now())
         if before == node:
             return
         self._nodes[node.id] = node
-        if before is None or before.models == node.models:
-            for info in node.models:
-                self._by_model[info.id] = self.holders(info.id).with_node(node)
-        else:
-            self._sort_anew()
+        if before is None:
+            self._numbers[node.id] = self._number = self._number + 1
+        for info in node.models:
+            self._by_model.setdefault(info.id, {})[node.id] = node
+        if before is not None and before.models != node.models:
+            self._drop(before, {info.id for info in node.models})
         self._tell(node.id)
 
     def update(
@@ -54,8 +60,10 @@ class Registry:
 
     def remove(self, node_id: str) -> None:
         """Forget the node; nothing happens when it isn't there."""
-        if self._nodes.pop(node_id, None) is not None:
-            self._sort_anew()
+        node = self._nodes.pop(node_id, None)
+        if node is not None:
+            del self._numbers[node_id]
+            self._drop(node, set())
             self._tell(node_id)
 
     def get(self, node_id: str) -> Node | None:
@@ -66,9 +74,9 @@ class Registry:
         """All nodes, in the order in which they came."""
         return list(self._nodes.values())
 
-    def holders(self, model: str) -> Holders:
-        """The nodes that have *model*, in whatever state; empty when nobody has."""
-        return self._by_model.get(model, _NOBODY)
+    def holders(self, model: str) -> list[Node]:
+        """The nodes that have *model*, in whatever state, in the order in which they came; empty when nobody has."""
+        return sorted(self._by_model.get(model, _NOBODY).values(), key=lambda node: self._numbers[node.id])
 
     def models(self) -> list[ModelInfo]:
         """Every model that some node has, each once, by name. A failed node's models are listed too."""
@@ -78,16 +86,18 @@ class Registry:
                 first.setdefault(info.id, info)
         return [first[name] for name in sorted(first)]
 
-    def _sort_anew(self) -> None:
-        holders: dict[str, dict[str, Node]] = {}
-        for node in self._nodes.values():
-            for info in node.models:
-                holders.setdefault(info.id, {})[node.id] = node
-        self._by_model = {model: Holders(nodes.values()) for model, nodes in holders.items()}
+    def _drop(self, node: Node, kept: set[str]) -> None:
+        """*node* no longer holds its models, but for those *kept*."""
+        for info in node.models:
+            holders = self._by_model.get(info.id)
+            if info.id not in kept and holders is not None:
+                holders.pop(node.id, None)
+                if not holders:
+                    del self._by_model[info.id]
 
     def _tell(self, node_id: str) -> None:
         for listener in self._listeners:
             listener(node_id)
 
 
-_NOBODY = Holders()
+_NOBODY: dict[str, Node] = {}
