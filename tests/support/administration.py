@@ -19,7 +19,7 @@ from headrace.domain.access import Scope
 from headrace.domain.quota import Limits, Tier
 from headrace.gateway.administration import Administration
 from headrace.kernel.clock import SystemClock
-from headrace.ports.records import RequestRecord
+from headrace.ports.records import Records, RequestRecord
 from headrace.testing.accounts import MemoryAccounts
 from headrace.testing.journal import MemoryJournal
 from headrace.testing.records import MemoryRecords
@@ -58,7 +58,7 @@ class Office:
 
     tiers: Mapping[str, Tier] = field(default_factory=lambda: TIERS)
     accounts: MemoryAccounts = field(default_factory=MemoryAccounts)
-    records: MemoryRecords = field(default_factory=MemoryRecords)
+    records: Records = field(default_factory=MemoryRecords)
     journal: MemoryJournal = field(default_factory=MemoryJournal)
 
     def __post_init__(self) -> None:
