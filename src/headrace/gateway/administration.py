@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from headrace.control.access import KeyRing, read_key
 from headrace.control.accounts import AccountBook
+from headrace.control.routes import Explain, RouteBook
 from headrace.domain.access import Principal, Scope
 from headrace.domain.quota import Limits
 from headrace.gateway.requests import BodyLimits, ClientGone, read_json_body
@@ -39,11 +40,15 @@ _LATEST = 253_402_300_799.0  # the end of the year 9999: beyond it there are no 
 
 @dataclass(frozen=True, slots=True)
 class Administration:
-    """What there is to administer."""
+    """What there is to administer. routes: without, there is no `/admin/routes`. explain: where a request would go; without,
+    what the registry says.
+    """
 
     accounts: AccountBook
     records: Records
     ledger: QuotaLedger
+    routes: RouteBook | None = None
+    explain: Explain | None = None
 
 
 class LimitChanges(Struct, frozen=True, forbid_unknown_fields=True):
