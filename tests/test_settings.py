@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from headrace.kernel.errors import ConfigError
 from headrace.kernel.units import parse_bytes, parse_seconds
-from headrace.settings import DEMO_ENGINE, Settings, UpstreamKind, load, reference
+from headrace.settings import DEMO_ENGINE, Settings, load, reference
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +93,7 @@ def test_every_key_of_the_file_arrives_in_its_unit() -> None:
     assert (engine.n_gpu_layers, engine.main_gpu) == (20, 1)
     assert (upstream.url, upstream.kind, upstream.models) == (
         "https://10.0.0.5:8000",
-        UpstreamKind.OLLAMA,
+        "ollama",
         ("m",),
     )
     assert upstream.tags == ("gpu",)
@@ -571,6 +571,7 @@ def test_the_schema_knows_every_key() -> None:
         "engines",
         "upstreams",
         "ollama",
+        "routes",
         "limits",
         "models",
         "storage",

@@ -6,12 +6,14 @@ import asyncio
 import json
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import openai
 import pytest
 
 from headrace.testing.fake_engine import FakeEngine, Script
+from support.servers.redis import redis_server
 from support.service import PATIENCE_S, Service
 
 ASK: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
@@ -77,11 +79,24 @@ async def test_tokens_are_counted_in_streams_too_and_the_default_limit_is_told_t
             assert int(refused.value.response.headers["x-ratelimit-remaining-tokens"]) > 0
 
 
+@pytest.fixture(params=["embedded", "redis"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Where the quota is counted."""
+    if request.param == "embedded":
+        yield "embedded"
+        return
+    with redis_server(tmp_path / "redis") as server:
+        yield server.url
+
+
 @pytest.mark.slow
 @pytest.mark.req("E07", "C09")
-async def test_of_three_hundred_at_once_fifty_get_through_a_limit_of_fifty(tmp_path: Path) -> None:
+async def test_of_three_hundred_at_once_fifty_get_through_a_limit_of_fifty(
+    tmp_path: Path, ledger: str
+) -> None:
     async with FakeEngine(Script(tokens=2, slots=256)) as engine:
-        with Service(tmp_path, config(engine.url, "requests_per_day = 50")) as service:
+        text = config(engine.url, "requests_per_day = 50") + f'[quota]\nurl = "{ledger}"\n'
+        with Service(tmp_path / "home", text) as service:
             async with client_of(service) as client:
                 answers = await asyncio.gather(
                     *(client.chat.completions.create(model="fake", messages=ASK) for _ in range(300)),
@@ -89,6 +104,7 @@ async def test_of_three_hundred_at_once_fifty_get_through_a_limit_of_fifty(tmp_p
                 )
             refused = [answer for answer in answers if isinstance(answer, openai.RateLimitError)]
             assert len(refused) == 250
+            assert {error.code for error in refused} == {"insufficient_quota"}
             assert sum(not isinstance(answer, BaseException) for answer in answers) == 50
             assert engine.stats.started == 50
 

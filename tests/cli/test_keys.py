@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from headrace.cli import keys
 from headrace.cli.office import find_gateway
 from headrace.control.access import FIRST_KEY_FILE
 from headrace.domain.access import Scope
+from headrace.ports.records import ManagedKey
 from headrace.testing import Script
 from support.administration import ADMIN_KEY, AdministeredHouse
 from support.command_line import Engine, Result, run_apart
@@ -28,6 +30,38 @@ def house(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Iterator[Administere
         monkeypatch.setenv("HEADRACE_URL", house.url)
         monkeypatch.setenv("HEADRACE_API_KEY", ADMIN_KEY)
         yield house
+
+
+@pytest.fixture
+def many(house: AdministeredHouse) -> int:
+    """So many keys, each of a user of its own; every tenth is revoked."""
+    for number in range(2500):
+        revoked_at = 1_800_000_000.0 if number % 10 == 0 else None
+        key = ManagedKey(
+            key_id=f"key_{number:04}",
+            prefix=f"sk-{number}",
+            digest=b"%d" % number,
+            user_id=f"user-{number:04}",
+            created_at=float(number),
+            revoked_at=revoked_at,
+        )
+        house.do(partial(house.office.accounts.save_key, key))
+    return 2500
+
+
+class TestPages:
+    """Of what the gateway tells in parts, a command shows the whole."""
+
+    def test_all_keys_are_listed(self, headrace: Command, many: int) -> None:
+        told = headrace("key", "list", "--all", "--json").json()
+        assert [key["key_id"] for key in told] == [f"key_{number:04}" for number in range(many)]
+        assert len(headrace("key", "list").out.splitlines()) == 1 + many - many // 10
+        told = headrace("key", "list", "--user", "user-1234", "--json").json()
+        assert [key["key_id"] for key in told] == ["key_1234"]
+
+    def test_all_users_are_listed(self, headrace: Command, many: int) -> None:
+        told = headrace("user", "list", "--json").json()
+        assert [user["user_id"] for user in told] == [f"user-{number:04}" for number in range(many)]
 
 
 class TestKeys:

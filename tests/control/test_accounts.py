@@ -191,9 +191,9 @@ class SlowKeys(MemoryAccounts):
         self.slow = False
         self.asked, self.let_go = asyncio.Event(), asyncio.Event()
 
-    async def keys(self) -> list[ManagedKey]:
+    async def keys(self, *, user_id: str = "", after: str = "", limit: int | None = None) -> list[ManagedKey]:
         """As it was when the call came."""
-        keys = await super().keys()
+        keys = await super().keys(user_id=user_id, after=after, limit=limit)
         if self.slow:
             self.slow = False
             self.asked.set()

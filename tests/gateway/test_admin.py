@@ -15,8 +15,9 @@ from structlog.testing import capture_logs
 from headrace.control.access import digest
 from headrace.domain.quota import Measure
 from headrace.ports.ledger import Charge, Verdict
+from headrace.ports.records import ManagedKey
 from headrace.testing import FakeEngine, Script
-from support.administration import ADMIN_KEY, Office, administered, record
+from support.administration import ADMIN_KEY, NOON, Office, administered, record
 from support.house import KEY, House, gateway
 from support.raw import RawClient, RawResponse, call
 from support.waiting import until
@@ -73,6 +74,17 @@ async def desk() -> AsyncIterator[Desk]:
         administered(engine.url, office=office) as house,
     ):
         yield Desk(house, office)
+
+
+def key_number(number: int, user_id: str = "") -> ManagedKey:
+    """One of many, each made a second after the one before it, and of a user of its own."""
+    return ManagedKey(
+        key_id=f"key_{number:04}",
+        prefix=f"sk-{number}",
+        digest=b"%d" % number,
+        user_id=user_id or f"user-{number:04}",
+        created_at=NOON + number,
+    )
 
 
 class TestWhoMay:
@@ -152,7 +164,7 @@ class TestUsers:
         assert (made["user_id"], made["name"], made["email"]) == ("ann", "Ann Ö", "a@b.c")
         assert (made["active"], made["tier"], made["limits"]["requests_per_day"]) == (True, "", 7)
         assert await desk.ask("GET", "/admin/users/ann") == made
-        assert await desk.ask("GET", "/admin/users") == {"object": "list", "data": [made]}
+        assert await desk.ask("GET", "/admin/users") == {"object": "list", "data": [made], "has_more": False}
         changed = await desk.ask("PATCH", "/admin/users/ann", {"name": "A", "limits": {"concurrency": 2}})
         limits = {**made["limits"], "concurrency": 2}
         assert changed == {**made, "name": "A", "limits": limits, "effective_limits": limits}
@@ -238,6 +250,57 @@ class TestUsers:
         assert list((await desk.ask("GET", "/admin/users/ann"))["limits"].values()) == [1, 2, 3, 4, 5, 6, 7]
 
 
+class TestPages:
+    @pytest.mark.parametrize(("path", "name"), [("/admin/users", "user_id"), ("/admin/keys", "key_id")])
+    async def test_a_long_list_comes_in_pages(self, desk: Desk, path: str, name: str) -> None:
+        for number in range(450):
+            await desk.office.accounts.save_key(key_number(number))
+        seen: list[str] = []
+        after, pages, more = "", 0, True
+        while more:
+            told = await desk.ask("GET", f"{path}?after={after}")
+            assert told["object"] == "list"
+            seen += [entry[name] for entry in told["data"]]
+            after, more, pages = seen[-1], told["has_more"], pages + 1
+        assert (len(seen), pages) == (450, 3)
+        assert seen == sorted(set(seen))
+        assert [entry[name] for entry in (await desk.ask("GET", path))["data"]] == seen[:200]
+        told = await desk.ask("GET", f"{path}?limit=1000")
+        assert ([entry[name] for entry in told["data"]], told["has_more"]) == (seen, False)
+        exact = await desk.ask("GET", f"{path}?limit=50&after={seen[399]}")
+        assert ([entry[name] for entry in exact["data"]], exact["has_more"]) == (seen[400:], False)
+        behind = await desk.ask("GET", f"{path}?after={seen[-1]}")
+        assert behind == {"object": "list", "data": [], "has_more": False}
+
+    async def test_those_of_a_user_come_in_pages_too(self, desk: Desk) -> None:
+        for number in range(6):
+            await desk.office.accounts.save_key(key_number(number, "even" if number % 2 == 0 else "odd"))
+        first = await desk.ask("GET", "/admin/keys?user=odd&limit=2")
+        assert ([key["key_id"] for key in first["data"]], first["has_more"]) == (
+            ["key_0001", "key_0003"],
+            True,
+        )
+        rest = await desk.ask("GET", "/admin/keys?user=odd&limit=2&after=key_0003")
+        assert ([key["key_id"] for key in rest["data"]], rest["has_more"]) == (["key_0005"], False)
+
+    @pytest.mark.parametrize(
+        ("query", "param"),
+        [
+            ("users?limit=0", "limit"),
+            ("users?limit=1001", "limit"),
+            ("users?limit=ten", "limit"),
+            ("users?after=a&after=b", "after"),
+            ("users?before=ann", "before"),
+            ("keys?limit=0", "limit"),
+            ("keys?limit=1001", "limit"),
+            ("keys?after=key_none", "after"),
+            ("keys?users=ann", "users"),
+        ],
+    )
+    async def test_what_is_wrong_is_named(self, desk: Desk, query: str, param: str) -> None:
+        assert (await desk.ask("GET", f"/admin/{query}", status=400))["param"] == param
+
+
 class TestQuota:
     async def test_the_windows_of_a_user_and_of_its_keys_are_told(self, desk: Desk) -> None:
         limits = {"requests_per_minute": 5, "concurrency": 2}
@@ -303,8 +366,8 @@ class TestKeys:
         assert text.startswith(made["prefix"])
         for name in (made["key_id"], made["prefix"]):
             assert await desk.ask("GET", f"/admin/keys/{name}") == made
-        assert await desk.ask("GET", "/admin/keys") == {"object": "list", "data": [made]}
-        assert await desk.ask("GET", "/admin/keys?user=bob") == {"object": "list", "data": []}
+        assert await desk.ask("GET", "/admin/keys") == {"object": "list", "data": [made], "has_more": False}
+        assert (await desk.ask("GET", "/admin/keys?user=bob"))["data"] == []
         changes = {"name": "desk", "models": [], "priority": -1, "expires_at": None, "scopes": ["admin"]}
         changed = await desk.ask("PATCH", f"/admin/keys/{made['prefix']}", changes)
         assert changed == {**made, **changes}

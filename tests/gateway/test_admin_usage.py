@@ -5,27 +5,52 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
+from headrace.adapters.storage.records import SqlRecords
+from headrace.kernel.clock import SystemClock
+from headrace.ports.records import Records, RequestRecord
+from headrace.testing.records import MemoryRecords
+from support import storage
 from support.administration import ADMIN_KEY, NOON, Office, administered, record
 from support.house import House
 from support.raw import RawResponse, call
+from support.waiting import until
 
 DAY = 86_400
 
 
+@pytest.fixture(params=["memory", "sqlite"])
+async def records(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Records]:
+    if request.param == "memory":
+        yield MemoryRecords()
+        return
+    async with storage.opened(f"sqlite:///{tmp_path / 'own.db'}", tmp_path) as database:
+        records = SqlRecords(database, SystemClock(), flush_s=0.001)
+        yield records
+        await records.close()
+
+
+async def keep(records: Records, *those: RequestRecord) -> None:
+    """Add *those*, and wait until sums count them, too."""
+    for one in those:
+        records.add(one)
+    if isinstance(records, SqlRecords):
+        await until(lambda: records.buffered == 0)
+
+
 @pytest.fixture
-async def office() -> Office:
-    office = Office()
-    for one in (
+async def office(records: Records) -> Office:
+    await keep(
+        records,
         record(1),
         record(2, model="big", status="failed", http_status=502, completion_tokens=0, total_tokens=10),
         record(3, user_id="bob", key_id="key_2", node="b0"),
         record(4, created_at=NOON - DAY, status="refused", http_status=429, prompt_tokens=0, total_tokens=0),
-    ):
-        office.records.add(one)
-    return office
+    )
+    return Office(records=records)
 
 
 @pytest.fixture
@@ -40,8 +65,7 @@ async def ask(house: House, path: str) -> RawResponse:
 
 @pytest.mark.req("C06")
 async def test_the_last_200_requests_with_latency_model_and_status(house: House, office: Office) -> None:
-    for number in range(10, 310):
-        office.records.add(record(number))
+    await keep(office.records, *(record(number) for number in range(10, 310)))
     told = (await ask(house, "/admin/recent")).json["data"]
     assert [one["request_id"] for one in told] == [f"req_{number:05}" for number in range(309, 109, -1)]
     newest = told[0]
@@ -60,6 +84,11 @@ async def test_the_last_200_requests_with_latency_model_and_status(house: House,
         ("model=big", [2]),
         ("node=b0", [3]),
         ("status=refused", [4]),
+        ("status=completed", [3, 1]),
+        ("status=failed", [2]),
+        ("status=cancelled", []),
+        (f"since={NOON + 2}&until={NOON + 3}", [2]),
+        ("user=ann&key=key_1&model=smollm2&node=local/smollm2&status=completed&limit=1", [1]),
         ("user=ann&status=completed", [1]),
         (f"since={NOON + 2}", [3, 2]),
         ("until=2023-11-15", [4]),
@@ -82,7 +111,13 @@ async def test_recent_ones_are_narrowed(house: House, query: str, numbers: list[
         ("/admin/recent?limit=-1", "limit"),
         ("/admin/recent?limit=%C2%B2", "limit"),
         ("/admin/recent?limit=" + "9" * 5000, "limit"),
+        ("/admin/recent?limit=1.5", "limit"),
         ("/admin/recent?status=good", "status"),
+        ("/admin/recent?status=Failed", "status"),
+        ("/admin/recent?key=a%0a", "key"),
+        ("/admin/recent?model=%1b[2J", "model"),
+        ("/admin/recent?node=a&node=a", "node"),
+        ("/admin/recent?until=2026-13-01", "until"),
         ("/admin/recent?usr=ann", "usr"),
         ("/admin/recent?user=a&user=b", "user"),
         ("/admin/recent?user=a%00", "user"),
@@ -134,14 +169,16 @@ async def test_usage_as_a_table(house: House) -> None:
 @pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r", "\n", " =", "\uff1d"])
 async def test_no_cell_is_a_formula(house: House, office: Office, first: str) -> None:
     name = f'{first}HYPERLINK("http://x",1),"y"'
-    office.records.add(record(9, model=name, user_id="eve"))
+    await keep(office.records, record(9, model=name, user_id="eve"))
     answer = await ask(house, "/admin/usage?by=model&user=eve&format=csv")
     rows = list(csv.reader(io.StringIO(answer.body.decode(), newline="")))
     assert rows[1][0] == "'" + name
 
 
-async def test_while_the_database_is_away_it_is_said(house: House, office: Office) -> None:
-    office.records.failing = True
-    for path in ("/admin/recent", "/admin/usage"):
-        answer = await ask(house, path)
-        assert (answer.status, answer.error["code"]) == (503, "unavailable")
+async def test_while_the_database_is_away_it_is_said() -> None:
+    records = MemoryRecords()
+    records.failing = True
+    async with administered(office=Office(records=records)) as house:
+        for path in ("/admin/recent", "/admin/usage"):
+            answer = await ask(house, path)
+            assert (answer.status, answer.error["code"]) == (503, "unavailable")

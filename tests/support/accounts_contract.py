@@ -59,6 +59,39 @@ class AccountsContract:
         await accounts.save_key(changed)
         assert await accounts.keys() == [bare, changed]
 
+    async def test_users_come_in_pages(self, accounts: Accounts) -> None:
+        for name in ("bob", "ann", "dan", "cid"):
+            await accounts.save_user(User(user_id=name))
+        assert [user.user_id for user in await accounts.users(limit=3)] == ["ann", "bob", "cid"]
+        assert [user.user_id for user in await accounts.users(after="bob", limit=3)] == ["cid", "dan"]
+        assert await accounts.delete_user("bob")
+        assert [user.user_id for user in await accounts.users(after="bob", limit=1)] == ["cid"]
+        assert [user.user_id for user in await accounts.users(after="bob")] == ["cid", "dan"]
+        assert await accounts.users(after="dan") == []
+
+    async def test_keys_come_in_pages_and_of_one_user(self, accounts: Accounts) -> None:
+        """In the order of all, also where several were made at one time."""
+        for name, user_id, at in (
+            ("d", "ann", 1.5),
+            ("a", "ann", 3.0),
+            ("c", "bob", 2.25),
+            ("b", "ann", 2.25),
+        ):
+            key = ManagedKey(key_id=name, prefix="", digest=name.encode(), user_id=user_id, created_at=at)
+            await accounts.save_key(key)
+        seen, after = [], ""
+        while page := await accounts.keys(after=after, limit=1):
+            assert len(page) == 1
+            seen.append(after := page[0].key_id)
+        assert seen == ["d", "b", "c", "a"]
+        assert [key.key_id for key in await accounts.keys(after="d", limit=2)] == ["b", "c"]
+        assert [key.key_id for key in await accounts.keys(user_id="ann")] == ["d", "b", "a"]
+        assert [key.key_id for key in await accounts.keys(user_id="ann", after="c")] == ["a"]
+        assert await accounts.keys(user_id="nobody") == []
+        with pytest.raises(InvalidRequest, match="'e'") as refused:
+            await accounts.keys(after="e")
+        assert refused.value.param == "after"
+
     async def test_a_keys_user_is_added_where_there_is_none_only(self, accounts: Accounts) -> None:
         await accounts.save_user(ANN)
         await accounts.save_key(KEY)

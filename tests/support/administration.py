@@ -15,18 +15,22 @@ from structlog.testing import capture_logs
 from headrace.adapters.ledger.memory import MemoryLedger
 from headrace.control.access import KeyRing
 from headrace.control.accounts import AccountBook
+from headrace.control.routes import RouteBook
 from headrace.domain.access import Scope
 from headrace.domain.quota import Limits, Tier
+from headrace.domain.routing import Route, Target
 from headrace.gateway.administration import Administration
 from headrace.kernel.clock import SystemClock
-from headrace.ports.records import RequestRecord
+from headrace.ports.records import Records, RequestRecord
 from headrace.testing.accounts import MemoryAccounts
 from headrace.testing.journal import MemoryJournal
 from headrace.testing.records import MemoryRecords
+from headrace.testing.routes import MemoryRoutes
 from support.house import House, gateway
 
 ADMIN_KEY = "sk-test-admin-0123456789"
 TIERS = {"gold": Tier(Limits(requests_per_day=100, tokens_per_month=5000), default_max_tokens=64)}
+STATIC_ROUTE = Route("pinned", "pinned-*", (Target(),), static=True)
 NOON = 1_700_049_600.0
 
 
@@ -58,18 +62,20 @@ class Office:
 
     tiers: Mapping[str, Tier] = field(default_factory=lambda: TIERS)
     accounts: MemoryAccounts = field(default_factory=MemoryAccounts)
-    records: MemoryRecords = field(default_factory=MemoryRecords)
+    records: Records = field(default_factory=MemoryRecords)
     journal: MemoryJournal = field(default_factory=MemoryJournal)
+    routes: MemoryRoutes = field(default_factory=MemoryRoutes)
 
     def __post_init__(self) -> None:
         self.ledger = MemoryLedger(self.journal, SystemClock())
+        self.route_book = RouteBook(self.routes, [STATIC_ROUTE])
         self.book: AccountBook
 
     def over(self, keys: KeyRing) -> Administration:
         """The administration of a gateway with these *keys*, opened by `ADMIN_KEY`."""
         keys.add(ADMIN_KEY, frozenset({Scope.INFERENCE, Scope.ADMIN}))
         self.book = AccountBook(self.accounts, keys, SystemClock(), self.tiers)
-        return Administration(self.book, self.records, self.ledger)
+        return Administration(self.book, self.records, self.ledger, self.route_book)
 
 
 @contextlib.asynccontextmanager

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from headrace.connectors.direct import DirectConnector
 from headrace.connectors.endpoint import Endpoint
+from headrace.connectors.openai import OpenAIProber
 from headrace.control.access import KeyRing
-from headrace.control.discovery import Discovery, Watched
+from headrace.control.discovery import Discovery, Pace, Watched
 from headrace.control.plane import LocalControlPlane
 from headrace.control.quota import QuotaPlane
 from headrace.control.recording import Recorder
@@ -28,6 +29,7 @@ from headrace.gateway.problems import problem
 from headrace.gateway.requests import BodyLimits
 from headrace.gateway.token_lane import Patience, TokenLane
 from headrace.kernel.clock import Clock, SystemClock
+from headrace.ports.backend import BackendSpec
 from headrace.ports.connector import Connector
 from headrace.ports.ledger import QuotaLedger
 from headrace.ports.records import Records
@@ -109,10 +111,18 @@ async def gateway(
     )
     status_of = recorder.status_of if recorder else lambda _error: 0
     inference = Inference(metered or control, connectors, status_of)
-    discovery = Discovery(registry, connectors, interval_s=0.5)
+    discovery = Discovery(registry, pace=Pace(interval_s=0.5))
     control.on_unreachable = discovery.unreachable
     await discovery.start(
-        [Watched(Node(name, "direct", capacity=capacity)) for name in connectors], first_round_s=5
+        [
+            Watched(
+                Node(name, "direct", capacity=capacity),
+                OpenAIProber(connector, BackendSpec(name, "")),
+                capacity=capacity,
+            )
+            for name, connector in connectors.items()
+        ],
+        first_round_s=5,
     )
     for model, connector in (engines or {}).items():
         connectors[f"local/{model}"] = connector

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import structlog
 
 from headrace.connectors.direct import DirectConnector
 from headrace.connectors.direct import Limits as ConnectionPool
-from headrace.connectors.endpoint import Endpoint, Tls
+from headrace.connectors.endpoint import Endpoint
+from headrace.connectors.kinds import Kinds
 from headrace.control.discovery import Watched
 from headrace.control.registry import Registry
 from headrace.domain.fleet import ModelInfo, Node, NodeState
@@ -16,9 +19,9 @@ from headrace.engine.local import LocalEngine
 from headrace.engine.spec import EngineSpec
 from headrace.engine.supervisor import EngineState
 from headrace.kernel.clock import Clock
-from headrace.ports.connector import Connector, Traits
+from headrace.ports.backend import BackendSpec
+from headrace.ports.connector import Connector
 from headrace.settings import Engine, Settings, Upstream
-from headrace.settings.schema import UpstreamKind
 
 log = structlog.get_logger(__name__)
 
@@ -57,32 +60,54 @@ def local_engine(
     return LocalEngine(spec, catalog=catalog, make_direct=make_direct, clock=clock, on_state=report)
 
 
-def watched_upstream(upstream: Upstream, connectors: dict[str, Connector], clock: Clock) -> Watched:
-    """A configured upstream, with its connector put among *connectors*."""
-    key = upstream.read_api_key()
-    times = upstream.timeouts
-    connectors[upstream.name] = DirectConnector(
-        Endpoint.parse(upstream.url, tls=Tls(ca_file=upstream.ca_file)),
-        clock=clock,
-        headers=[(b"authorization", b"Bearer " + key.encode())] if key else [],
-        limits=ConnectionPool(connections=upstream.capacity + 16, idle=upstream.capacity),
-        timeouts=Timeouts(times.connect, times.first_byte, times.idle),
-        traits=_traits(upstream),
+_UNKNOWN_CAPACITY = 1024
+"""Connections for an upstream of which the settings don't say how much it takes: what it says itself is known later."""
+_LOCAL_OLLAMA = "ollama"
+
+
+def upstreams(
+    settings: Settings, kinds: Kinds, connectors: dict[str, Connector], clock: Clock
+) -> list[Watched]:
+    """The configured upstreams and the Ollama that may run on this machine, with their connectors put among *connectors*.
+    Loads the kinds that they are of.
+
+    Raises:
+        ConfigError: one's settings can't work, or its kind can't be used.
+    """
+    watched = [_upstream(upstream, kinds, connectors, clock) for upstream in settings.upstreams]
+    if settings.ollama.probe and _LOCAL_OLLAMA not in connectors:  # else one of that name is configured
+        watched.append(_local_ollama(settings, kinds, connectors, clock))
+    return watched
+
+
+def _upstream(upstream: Upstream, kinds: Kinds, connectors: dict[str, Connector], clock: Clock) -> Watched:
+    opened = kinds.get(upstream.kind).open(_spec(upstream), clock)
+    connectors[upstream.name] = opened.connector
+    node = Node(
+        upstream.name, "direct", tags=frozenset(upstream.tags), weight=upstream.weight, kind=upstream.kind
     )
-    node = Node(upstream.name, "direct", capacity=upstream.capacity, tags=frozenset(upstream.tags))
-    return Watched(node, upstream.models)
+    return Watched(node, opened.prober, upstream.models, upstream.capacity)
 
 
-def _traits(upstream: Upstream) -> Traits:
-    stops = upstream.cancels_unstreamed
-    if stops is None:
-        stops = upstream.kind is UpstreamKind.OLLAMA
-    return Traits(cancels_unstreamed=stops, slots=upstream.capacity)
+def _spec(upstream: Upstream) -> BackendSpec:
+    times = upstream.timeouts
+    total_s = math.inf if times.total is None else times.total
+    return BackendSpec(
+        name=upstream.name,
+        url=upstream.url,
+        capacity=upstream.capacity or _UNKNOWN_CAPACITY,
+        models=upstream.models,
+        api_key=upstream.read_api_key() or "",
+        ca_file=upstream.ca_file,
+        cancels_unstreamed=upstream.cancels_unstreamed,
+        timeouts=Timeouts(times.connect, times.first_byte, times.idle, total_s),
+    )
 
 
-def local_ollama(settings: Settings, connectors: dict[str, Connector], clock: Clock) -> Watched:
-    """The Ollama that may run on this machine without being configured."""
-    node = Node("ollama", "direct", capacity=4, tags=frozenset({"local"}))
-    endpoint = Endpoint.parse(settings.ollama.url)
-    connectors[node.id] = DirectConnector(endpoint, clock=clock, traits=Traits(cancels_unstreamed=True))
-    return Watched(node, optional=True)
+def _local_ollama(
+    settings: Settings, kinds: Kinds, connectors: dict[str, Connector], clock: Clock
+) -> Watched:
+    opened = kinds.get("ollama").open(BackendSpec(_LOCAL_OLLAMA, settings.ollama.url), clock)
+    connectors[_LOCAL_OLLAMA] = opened.connector
+    node = Node(_LOCAL_OLLAMA, "direct", tags=frozenset({"local"}), kind="ollama")
+    return Watched(node, opened.prober, optional=True)

@@ -15,6 +15,7 @@ from headrace.adapters.storage.database import Database
 from headrace.adapters.storage.journal import SqlJournal
 from headrace.adapters.storage.records import SqlRecords
 from headrace.adapters.storage.retention import Retention
+from headrace.adapters.storage.tenure import Watch
 from headrace.kernel.clock import Clock
 from headrace.ports.ledger import Journal, QuotaLedger
 from headrace.settings import Settings
@@ -47,6 +48,9 @@ async def open_kept(
     ledger = _ledger(settings.quota, journal, clock)
     stack.push_async_callback(ledger.close)
     await ledger.open()
+    watch = Watch(database, journal.tenure, clock)
+    stack.callback(watch.close)
+    watch.start()
     retention = Retention(records, journal, clock, records_s=settings.storage.records_retention)
     stack.push_async_callback(retention.close)
     retention.start()

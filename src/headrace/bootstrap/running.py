@@ -17,8 +17,9 @@ import structlog
 import uvloop
 
 from headrace.adapters.storage.backend import Backend, choose
-from headrace.bootstrap.backends import local_engine, local_ollama, node_id, watched_upstream
+from headrace.bootstrap.backends import local_engine, node_id, upstreams
 from headrace.bootstrap.keeping import Kept, open_kept
+from headrace.connectors.kinds import Kinds
 from headrace.control.access import ADMIN, FIRST_KEY_FILE, KeyRing, admit_first_key
 from headrace.control.accounts import AccountBook
 from headrace.control.discovery import Discovery
@@ -212,12 +213,13 @@ async def _models(
         connectors[node_id(engine)] = local.connector
         stack.push_async_callback(local.close)
         await local.start()
-    watched = [watched_upstream(upstream, connectors, clock) for upstream in settings.upstreams]
-    if settings.ollama.probe and "ollama" not in connectors:  # else one of that name is configured
-        watched.append(local_ollama(settings, connectors, clock))
+    kinds = await asyncio.to_thread(Kinds.installed)
+    for trouble in await asyncio.to_thread(kinds.troubles):  # imports what other packages bring
+        log.warning("a kind of backends can't be used", action="kind.broken", reason=trouble)
+    watched = await asyncio.to_thread(upstreams, settings, kinds, connectors, clock)  # reads files of keys
     for one in watched:
         stack.push_async_callback(connectors[one.node.id].close)
-    discovery = Discovery(registry, connectors)
+    discovery = Discovery(registry, clock=clock)
     stack.push_async_callback(discovery.close)
     await discovery.start(watched)
     return discovery.unreachable

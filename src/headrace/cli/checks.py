@@ -28,7 +28,7 @@ from headrace.kernel.clock import SystemClock
 from headrace.kernel.errors import ConfigError, HeadraceError, StartupError
 from headrace.kernel.units import format_bytes
 from headrace.ports.connector import UpstreamRequest
-from headrace.settings import Engine, Settings, Upstream, UpstreamKind, load
+from headrace.settings import Engine, Settings, Upstream, load
 
 _LEAST_FREE_BYTES = 300 * 1024**2
 _GOOD_FREE_BYTES = 2 * 1024**3
@@ -211,7 +211,7 @@ def ollama(url: str) -> Finding:
 def upstream(configured: Upstream) -> Finding:
     """Whether it answers, and takes our key."""
     name = f"upstream {configured.name}"
-    path = "/api/tags" if configured.kind is UpstreamKind.OLLAMA else "/v1/models"
+    path = "/api/tags" if configured.kind == "ollama" else "/v1/models"
     try:
         status = _status(configured.url, path, configured.read_api_key(), Tls(ca_file=configured.ca_file))
     except ConfigError as error:

@@ -136,7 +136,7 @@ def list_(
       headrace key list --user ann --all
       headrace key list --json | jq -r '.[].key_id'
     """
-    keys = [key for key in office.ask("GET", "/keys", user=user)["data"] if every or _state(key) == "active"]
+    keys = [key for key in office.ask_all("/keys", "key_id", user=user) if every or _state(key) == "active"]
     columns = ("ID", "PREFIX", "USER", "NAME", "SCOPES", "MODELS", "LIMITS", "EXPIRES", "STATE")
 
     def row(key: dict[str, Any]) -> tuple[str, ...]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Command = Callable[..., None]
 _MOST_BYTES = 64 * 1024 * 1024
+PAGE = 1000
+"""Entries that are asked for at once: as many as the gateway gives."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,26 @@ class Office:
     def ask_raw(self, method: str, path: str, body: object = None, **query: object) -> bytes:
         """The same, as it comes."""
         return asyncio.run(self._ask_once(method, path, body, query))
+
+    def ask_all(self, path: str, id_name: str, **query: object) -> list[dict[str, Any]]:
+        """All that *path* lists, page by page; each entry's id is its *id_name*. What is None in *query* is left out.
+
+        Raises:
+            HeadraceError: the gateway can't be reached, or refuses; it says why, and what to do.
+        """
+        return asyncio.run(self._ask_pages(path, id_name, {**query, "limit": PAGE}))
+
+    async def _ask_pages(self, path: str, id_name: str, query: dict[str, object]) -> list[dict[str, Any]]:
+        connector, found = self.connect(), []
+        try:
+            while True:
+                page = json.loads(await self.exchange(connector, "GET", path, query=query))
+                found += page["data"]
+                if not page["has_more"]:
+                    return found
+                query["after"] = found[-1][id_name]
+        finally:
+            await connector.close()
 
     async def _ask_once(self, method: str, path: str, body: object, query: Mapping[str, object]) -> bytes:
         connector = self.connect()

@@ -90,7 +90,7 @@ def list_(office: Office) -> None:
         told = dict(_fields(user))
         return tuple(told[column.lower()] for column in columns)
 
-    users = office.ask("GET", "/users")["data"]
+    users = office.ask_all("/users", "user_id")
     office.show(users, lambda users: show_table(columns, [row(user) for user in users]))
 
 

@@ -63,8 +63,8 @@ class Connection(asyncio.Protocol):
     is too old to be used again, while it waits."""
 
     __slots__ = (
-        "_closed", "_exchange", "_heard_at", "_held", "_known", "_loop", "_now", "_orderly", "_owner", "_reader", "_sent_at",
-        "_transport", "_unsent", "_writing", "idle_until", "served", "usable",
+        "_began_at", "_closed", "_exchange", "_heard_at", "_held", "_known", "_loop", "_now", "_orderly", "_owner", "_reader",
+        "_sent_at", "_transport", "_unsent", "_writing", "idle_until", "served", "usable",
     )  # fmt: skip
 
     _transport: asyncio.Transport
@@ -79,7 +79,7 @@ class Connection(asyncio.Protocol):
         self._held = b""
         self._orderly = False
         self._closed = False
-        self._heard_at = self._sent_at = 0.0
+        self._began_at = self._heard_at = self._sent_at = 0.0
         self._writing = False
         self._unsent = 0
         self.idle_until = math.inf
@@ -102,14 +102,14 @@ class Connection(asyncio.Protocol):
         assert sink is not None, "an exchange that is over is not begun"
         self._reader = ResponseReader(sink, answers_head=request.method == "HEAD", known=self._known)
         body = request.body
-        now = self._heard_at = self._sent_at = self._now()
+        now = self._began_at = self._heard_at = self._sent_at = self._now()
         if len(body) <= _ONE_WRITE_BYTES:
             self._owner.outbox.send(transport, head + body)
         else:
             transport.write(head)
             transport.write(body)
         timeouts = exchange.timeouts
-        self._owner.watch(now + min(timeouts.first_byte_s, timeouts.idle_s))
+        self._owner.watch(now + min(timeouts.first_byte_s, timeouts.idle_s, timeouts.total_s))
         if exchange.paused:
             self.pause()
 
@@ -168,16 +168,20 @@ class Connection(asyncio.Protocol):
                 return self.idle_until
             self.retire()
             return math.inf
-        if exchange.paused:
-            return math.inf
         timeouts = exchange.timeouts
+        over = self._began_at + timeouts.total_s
+        if now >= over:
+            self.cut(Lost(f"the answer was not complete within {timeouts.total_s:g} s", timed_out=True))
+            return math.inf
+        if exchange.paused:
+            return over
         headed = self._reader is not None and self._reader.headed
         if self._is_writing(now) or headed:
             due = max(self._heard_at, self._sent_at) + timeouts.idle_s
         else:
             due = self._sent_at + timeouts.first_byte_s
         if now < due:
-            return min(due, now + timeouts.idle_s)
+            return min(due, over, now + timeouts.idle_s)
         limit = timeouts.idle_s if headed or self._writing else timeouts.first_byte_s
         what = "the rest of its answer" if headed else "its answer"
         self.cut(Lost(f"the backend kept us waiting more than {limit:g} s for {what}", timed_out=True))

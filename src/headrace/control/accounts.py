@@ -87,9 +87,9 @@ class AccountBook:
             except RequestError as error:
                 log.warning("keys can't be read anew", action="accounts.stale", reason=error.message)
 
-    async def users(self) -> list[User]:
-        """All users."""
-        return await self._accounts.users()
+    async def users(self, *, after: str = "", limit: int | None = None) -> list[User]:
+        """Users by id: all, or the first *limit* of those behind *after*."""
+        return await self._accounts.users(after=after, limit=limit)
 
     async def user(self, user_id: str) -> User:
         """One user.
@@ -149,9 +149,13 @@ class AccountBook:
                 raise NotFound(f"There is no user {user_id!r}.")
             await self.refresh()
 
-    async def keys(self) -> list[ManagedKey]:
-        """All managed keys, revoked ones too."""
-        return await self._accounts.keys()
+    async def keys(self, *, user_id: str = "", after: str = "", limit: int | None = None) -> list[ManagedKey]:
+        """Managed keys, revoked ones too, oldest first: all or those of one user, the first *limit* of those behind *after*.
+
+        Raises:
+            InvalidRequest: there is no key *after*.
+        """
+        return await self._accounts.keys(user_id=user_id, after=after, limit=limit)
 
     async def key(self, key_id: str) -> ManagedKey:
         """One key, by its id or its prefix.

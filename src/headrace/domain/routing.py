@@ -148,7 +148,7 @@ def is_pattern(model: str) -> bool:
 
 def id_for(pattern: str, taken: Collection[str]) -> str:
     """An id for a route about *pattern* that isn't among *taken*: made of the pattern, with a number where need be."""
-    made = re.sub(r"[^A-Za-z0-9._-]+", "-", pattern).strip("-._")[:_ID_CHARS].rstrip("-._") or "all"
+    made = re.sub(r"[^A-Za-z0-9._]+", "-", pattern).strip("-._")[:_ID_CHARS].rstrip("-._") or "all"
     if made not in taken:
         return made
     return next(other for number in itertools.count(2) if (other := f"{made}-{number}") not in taken)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from headrace.control.access import KeyRing, read_key
 from headrace.control.accounts import AccountBook
+from headrace.control.routes import Explain, RouteBook
 from headrace.domain.access import Principal, Scope
 from headrace.domain.quota import Limits
 from headrace.gateway.requests import BodyLimits, ClientGone, read_json_body
@@ -39,11 +40,15 @@ _LATEST = 253_402_300_799.0  # the end of the year 9999: beyond it there are no 
 
 @dataclass(frozen=True, slots=True)
 class Administration:
-    """What there is to administer."""
+    """What there is to administer. routes: without, there is no `/admin/routes`. explain: where a request would go; without,
+    what the registry says.
+    """
 
     accounts: AccountBook
     records: Records
     ledger: QuotaLedger
+    routes: RouteBook | None = None
+    explain: Explain | None = None
 
 
 class LimitChanges(Struct, frozen=True, forbid_unknown_fields=True):
@@ -142,6 +147,44 @@ def query(request: Request, *names: str) -> Mapping[str, str]:
             raise InvalidRequest(f"The parameter {name!r} stands there once, as plain text.", param=name)
         found[name] = value
     return {name: value for name, value in found.items() if value}
+
+
+USUAL = 200
+MOST = 1000
+
+
+class Page(NamedTuple):
+    """Which part of a list is asked for: *limit* entries, from behind the one whose id is *after*."""
+
+    after: str
+    limit: int
+
+    @classmethod
+    def of(cls, asked: Mapping[str, str]) -> Page:
+        """As `after` and `limit` in a query say.
+
+        Raises:
+            InvalidRequest: `limit` isn't a number from 1 to `MOST`.
+        """
+        return cls(asked.get("after", ""), how_many(asked.get("limit")))
+
+    def answer(self, entries: Sequence[T], shown: Callable[[T], object]) -> Response:
+        """A page of *entries*, of which there may be one more than fit: then there are more to come."""
+        data = [shown(entry) for entry in entries[: self.limit]]
+        return answer({"object": "list", "data": data, "has_more": len(entries) > self.limit})
+
+
+def how_many(text: str | None) -> int:
+    """What `limit` in a query says; `USUAL` without.
+
+    Raises:
+        InvalidRequest: it isn't a number from 1 to `MOST`.
+    """
+    if text is None:
+        return USUAL
+    if not (text.isascii() and text.isdigit() and 1 <= len(text) <= 4 and 1 <= int(text) <= MOST):
+        raise InvalidRequest(f"limit is a number from 1 to {MOST}.", param="limit")
+    return int(text)
 
 
 def moment(name: str, text: str | None) -> float | None:

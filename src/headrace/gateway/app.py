@@ -48,7 +48,7 @@ def build_app(
         Route(operation.path, InferenceRoute(operation, lane), methods=["POST"]) for operation in Operation
     ]
     if admin is not None:
-        routes += admin_routes(lane.keys, admin)
+        routes += admin_routes(lane.keys, admin, registry)
     if metrics is not None:
         routes.append(Route("/metrics", metrics.show, methods=["GET"]))
     guarded = GuardedApp(Router(routes, redirect_slashes=False), lane.keys, lane.guard, lane.addresses)

@@ -1,4 +1,4 @@
-"""`/admin`: users, keys, quotas, usage and recent requests, for those whose key has the scope `admin`."""
+"""`/admin`: users, keys, quotas, routes, usage and recent requests, for those whose key has the scope `admin`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from collections.abc import Sequence
 from starlette.routing import Route
 
 from headrace.control.access import KeyRing
+from headrace.control.registry import Registry
+from headrace.control.routes import Explain, RouteBook, explanation
 from headrace.gateway.administration import Administration, Door
 from headrace.gateway.routes_admin_keys import KeyRoutes
+from headrace.gateway.routes_admin_routes import RouteRoutes
 from headrace.gateway.routes_admin_usage import UsageRoutes
 from headrace.gateway.routes_admin_users import UserRoutes
 
 
-def admin_routes(keys: KeyRing, administration: Administration) -> Sequence[Route]:
-    """Every route below `/admin`."""
+def admin_routes(keys: KeyRing, administration: Administration, registry: Registry) -> Sequence[Route]:
+    """Every route below `/admin`. *registry*: where models are, for who asks where a request would go."""
     door = Door(keys)
     users = UserRoutes(administration)
     managed = KeyRoutes(administration.accounts)
     usage = UsageRoutes(administration.records)
-    return [
+    routes = [
         door.route("/admin/users", GET=users.listing, POST=users.create),
         door.route("/admin/users/{user_id}", GET=users.one, PATCH=users.change, DELETE=users.delete),
         door.route("/admin/users/{user_id}/quota", GET=users.quota),
@@ -27,4 +30,19 @@ def admin_routes(keys: KeyRing, administration: Administration) -> Sequence[Rout
         door.route("/admin/keys/{key_id}", GET=managed.one, PATCH=managed.change, DELETE=managed.revoke),
         door.route("/admin/usage", GET=usage.sums),
         door.route("/admin/recent", GET=usage.recent),
+    ]
+    if administration.routes is not None:
+        routes += _model_routes(door, administration.routes, administration.explain, registry)
+    return routes
+
+
+def _model_routes(
+    door: Door, book: RouteBook, explain: Explain | None, registry: Registry
+) -> Sequence[Route]:
+    managed = RouteRoutes(book, explain or explanation(book, registry))
+    one = {"GET": managed.one, "PUT": managed.replace, "PATCH": managed.change, "DELETE": managed.delete}
+    return [
+        door.route("/admin/routes", GET=managed.listing, POST=managed.create),
+        door.route("/admin/routes/test", POST=managed.trial),  # other methods: about a route of that name
+        door.route("/admin/routes/{route_id}", **one),
     ]

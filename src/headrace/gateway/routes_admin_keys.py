@@ -15,6 +15,7 @@ from headrace.gateway.administration import (
     NO_LIMITS,
     LimitChanges,
     Line,
+    Page,
     UserId,
     answer,
     given,
@@ -61,10 +62,13 @@ class KeyRoutes:
         self._accounts = accounts
 
     async def listing(self, request: Request, _asker: Principal) -> Response:
-        """GET /admin/keys?user="""
-        user = query(request, "user").get("user")
-        keys = [key for key in await self._accounts.keys() if user in (None, key.user_id)]
-        return answer({"object": "list", "data": [_shown(key) for key in keys]})
+        """GET /admin/keys?user=&limit=200&after=: the oldest first."""
+        asked = query(request, "user", "limit", "after")
+        page = Page.of(asked)
+        keys = await self._accounts.keys(
+            user_id=asked.get("user", ""), after=page.after, limit=page.limit + 1
+        )
+        return page.answer(keys, _shown)
 
     async def create(self, request: Request, asker: Principal) -> Response:
         """POST /admin/keys"""

@@ -12,12 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from headrace.domain.access import Principal
-from headrace.gateway.administration import answer, answer_csv, moment, query
+from headrace.gateway.administration import answer, answer_csv, how_many, moment, query
 from headrace.kernel.errors import InvalidRequest
 from headrace.ports.records import Grouping, Records, Selection, UsageRow
 
-RECENT = 200
-MOST = 1000
 _SUMS = ("requests", "failed", "prompt_tokens", "completion_tokens", "total_tokens")
 _STATUSES = ("completed", "cancelled", "failed", "refused")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -46,7 +44,7 @@ class UsageRoutes:
         asked = query(request, "limit", "since", "until", "user", "key", "model", "node", "status")
         if asked.get("status", _STATUSES[0]) not in _STATUSES:
             raise InvalidRequest(f"status is one of {', '.join(_STATUSES)}.", param="status")
-        records = await self._records.recent(_limit(asked.get("limit")), _selection(asked))
+        records = await self._records.recent(how_many(asked.get("limit")), _selection(asked))
         return answer({"object": "list", "data": records})
 
 
@@ -76,14 +74,6 @@ def _groupings(text: str) -> list[Grouping]:
     if len(set(names)) != len(names) or not set(names) <= set(known):
         raise InvalidRequest(f"by is one or some of {', '.join(known)}, each once, with commas.", param="by")
     return [known[name] for name in names]
-
-
-def _limit(text: str | None) -> int:
-    if text is None:
-        return RECENT
-    if not (text.isascii() and text.isdigit() and 1 <= len(text) <= 4 and 1 <= int(text) <= MOST):
-        raise InvalidRequest(f"limit is a number from 1 to {MOST}.", param="limit")
-    return int(text)
 
 
 def _selection(asked: Mapping[str, str]) -> Selection:

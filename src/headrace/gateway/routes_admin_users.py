@@ -18,6 +18,7 @@ from headrace.gateway.administration import (
     Administration,
     LimitChanges,
     Line,
+    Page,
     UserId,
     answer,
     given,
@@ -60,10 +61,9 @@ class UserRoutes:
         self._ledger = administration.ledger
 
     async def listing(self, request: Request, _asker: Principal) -> Response:
-        """GET /admin/users"""
-        query(request)
-        users = await self._accounts.users()
-        return answer({"object": "list", "data": [self._shown(user) for user in users]})
+        """GET /admin/users?limit=200&after=: by id."""
+        page = Page.of(query(request, "limit", "after"))
+        return page.answer(await self._accounts.users(after=page.after, limit=page.limit + 1), self._shown)
 
     async def create(self, request: Request, asker: Principal) -> Response:
         """POST /admin/users"""
@@ -105,11 +105,7 @@ class UserRoutes:
         """GET /admin/users/{user_id}/quota: how its windows stand, and those of its keys that have limits of their own."""
         query(request)
         user = await self._accounts.user(request.path_params["user_id"])
-        keys = [
-            key
-            for key in await self._accounts.keys()
-            if key.user_id == user.user_id and key.revoked_at is None
-        ]
+        keys = [key for key in await self._accounts.keys(user_id=user.user_id) if key.revoked_at is None]
         standings = await _peek(self._ledger, self._accounts.windows_of(user, keys))
         return answer(
             {

@@ -52,8 +52,8 @@ class Accounts(Protocol):
     Raises (all): Unavailable where the database can't be asked: nothing was changed, or nobody knows.
     """
 
-    async def users(self) -> list[User]:
-        """All users, by id."""
+    async def users(self, *, after: str = "", limit: int | None = None) -> list[User]:
+        """Users by id: all, or the first *limit* of those whose id comes behind *after*."""
 
     async def save_user(self, user: User) -> None:
         """Add *user*, or replace the one with its id."""
@@ -61,8 +61,13 @@ class Accounts(Protocol):
     async def delete_user(self, user_id: str) -> bool:
         """Remove a user and its keys; False: there is none. Its records stay."""
 
-    async def keys(self) -> list[ManagedKey]:
-        """All keys, revoked and expired ones too, oldest first."""
+    async def keys(self, *, user_id: str = "", after: str = "", limit: int | None = None) -> list[ManagedKey]:
+        """Keys, revoked and expired ones too, oldest first: all, or those of one user; the first *limit* of those that come
+        behind the key *after*, whosever that is.
+
+        Raises:
+            InvalidRequest: there is no key *after* (any more).
+        """
 
     async def save_key(self, key: ManagedKey) -> None:
         """Add *key*, or replace the one with its id. Its user is added where there is none."""

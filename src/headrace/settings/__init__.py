@@ -14,14 +14,11 @@ from headrace.settings.schema import (
     LogFormat,
     LogLevel,
     Models,
-    Ollama,
     Server,
     Settings,
     Storage,
-    Upstream,
-    UpstreamKind,
-    UpstreamTimeouts,
 )
+from headrace.settings.upstreams import Ollama, Upstream, UpstreamTimeouts, known_kinds
 
 __all__ = [
     "DEMO_ENGINE",
@@ -39,9 +36,9 @@ __all__ = [
     "Settings",
     "Storage",
     "Upstream",
-    "UpstreamKind",
     "UpstreamTimeouts",
     "find_file",
     "home_folder",
+    "known_kinds",
     "load",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import Enum
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -29,6 +29,12 @@ def section(name: str) -> tuple[type[Section], bool] | None:
 def nested(field: FieldInfo) -> type[Section] | None:
     """The model of a field that is a table of its own; None where it is a plain value."""
     kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+
+def nested_list(field: FieldInfo) -> type[Section] | None:
+    """The model of a field that is a list of tables; None where it isn't one."""
+    kind: Any = get_args(field.annotation)[0] if is_list(field) else None
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
@@ -73,7 +79,7 @@ def _model_at(location: tuple[str | int, ...]) -> type[Section] | None:
 def mark(field: FieldInfo, kind: type) -> Any:
     """The annotation of class *kind* on a field, also inside `… | None`; None where it hasn't one."""
     found: Any = next((item for item in field.metadata if isinstance(item, kind)), None)
-    if found is None and get_origin(field.annotation) is UnionType:
+    if found is None and get_origin(field.annotation) in (Union, UnionType):
         metadata = (item for part in get_args(field.annotation) for item in getattr(part, "__metadata__", ()))
         found = next((item for item in metadata if isinstance(item, kind)), None)
     return found

@@ -21,7 +21,8 @@ FILE_NAME = "headrace.toml"
 def load(config_file: Path | None, environ: Mapping[str, str]) -> Settings:
     """Read *config_file* (or the default one, if there is one), put *environ* over it, and check everything.
 
-    Reads that one file, and nothing else of the world but where the platform keeps a user's data.
+    Reads that one file, and nothing else of the world but where the platform keeps a user's data, and what kinds of backends
+    the installed packages bring.
 
     Raises:
         ConfigError: the file can't be read, or something in it or the environment is wrong. All that is wrong is told
@@ -32,7 +33,11 @@ def load(config_file: Path | None, environ: Mapping[str, str]) -> Settings:
     document = _read(source) if source else {}
     said = environment.read(environ, document)
     places = problems.Places(str(source) if source else "the settings", said.origins)
-    told = [*said.errors, *problems.duplicates(said.document, places)]
+    told = [
+        *said.errors,
+        *problems.duplicates(said.document, places),
+        *problems.unknown_kinds(said.document, places),
+    ]
     checked = ConfigFile()
     try:
         checked = ConfigFile.model_validate(said.document)

@@ -13,6 +13,7 @@ from headrace.domain.fleet import near_names
 from headrace.kernel.errors import ConfigError
 from headrace.settings import fields
 from headrace.settings.environment import Location, variable
+from headrace.settings.upstreams import known_kinds
 
 _LONGEST_QUOTE = 60
 _PLAIN = {
@@ -23,6 +24,7 @@ _PLAIN = {
     "int_from_float": "should be a whole number",
     "int_parsing": "should be a whole number",
     "int_type": "should be a whole number",
+    "dict_type": "should be a table",
     "model_type": "should be a table",
     "string_too_short": "should not be empty",
     "string_type": "should be text, in quotes",
@@ -77,8 +79,8 @@ def sentences(error: ValidationError, places: Places) -> Iterator[str]:
 
 
 def duplicates(document: Mapping[str, Any], places: Places) -> Iterator[str]:
-    """Engines of one id, upstreams or tiers of one name."""
-    for section, key in (("engines", "id"), ("upstreams", "name"), ("tiers", "name")):
+    """Engines or routes of one id, upstreams or tiers of one name."""
+    for section, key in (("engines", "id"), ("upstreams", "name"), ("routes", "id"), ("tiers", "name")):
         seen: dict[str, Location] = {}
         items = document.get(section)
         for number, item in enumerate(items if isinstance(items, list) else ()):
@@ -91,6 +93,22 @@ def duplicates(document: Mapping[str, Any], places: Places) -> Iterator[str]:
                 yield f"{here} is {name!r}, which {_heading(first)} is called already; give it another"
 
 
+def unknown_kinds(document: Mapping[str, Any], places: Places) -> Iterator[str]:
+    """Upstreams of a kind that no installed package brings."""
+    items = document.get("upstreams")
+    named = [
+        (number, item["kind"])
+        for number, item in enumerate(items if isinstance(items, list) else ())
+        if isinstance(item, dict) and isinstance(item.get("kind"), str)
+    ]
+    known = known_kinds() if named else frozenset()
+    for number, kind in named:
+        if kind not in known:
+            near = near_names(kind, known, most=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+            yield f"{places.key(('upstreams', number, 'kind'))} is {kind[:_LONGEST_QUOTE]!r}, which nothing here speaks; {hint}"
+
+
 def gathered(told: Sequence[str]) -> ConfigError:
     """One error for all of it."""
     if len(told) == 1:
@@ -100,11 +118,14 @@ def gathered(told: Sequence[str]) -> ConfigError:
 
 
 def _heading(location: Location) -> str:
-    """`[server]`, `[[upstreams]] number 2`, `[timeouts] of [[upstreams]] number 2`."""
+    """`[server]`, `[[upstreams]] number 2`, `[timeouts] of [[upstreams]] number 2`, `fallback number 1 of [[routes]] number 2`."""
     match location:
-        case (str() as section, int() as number, *inner):
-            outer = f"[[{section}]] number {number + 1}"
-            return f"[{inner[-1]}] of {outer}" if inner else outer
+        case (str() as section, int() as number):
+            return f"[[{section}]] number {number + 1}"
+        case (str(), int(), *_, str() as inner):
+            return f"[{inner}] of {_heading(location[:2])}"
+        case (str(), int(), *_, str() as inner, int() as number):
+            return f"{inner} number {number + 1} of {_heading(location[:2])}"
         case _:
             return "[" + ".".join(str(step) for step in location) + "]"
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
@@ -60,15 +60,22 @@ def _table(table: Section) -> Iterator[str]:
 
 def _toml(value: Any, field: FieldInfo) -> str:
     if isinstance(value, Section):
-        return "{ " + ", ".join(_table(value)) + " }"
+        return _inline(_table(value))
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml(item, field) for item in value) + "]"
+    if isinstance(value, dict):
+        return _inline(f"{_literal(key)} = {_toml(item, field)}" for key, item in value.items())
     unit = fields.mark(field, Unit)
     if unit is Unit.DURATION:
         return json.dumps(_duration(value))
     if unit is Unit.SIZE:
         return json.dumps(_size(value))
     return _literal(_plain(value))
+
+
+def _inline(entries: Iterable[str]) -> str:
+    text = ", ".join(entries)
+    return f"{{ {text} }}" if text else "{}"
 
 
 def _literal(value: object) -> str:
@@ -120,9 +127,8 @@ def _page() -> Iterator[str]:
 
 def _keys(model: type[Section], prefix: str) -> Iterator[str]:
     plain = {key: field for key, field in model.model_fields.items() if not fields.nested(field)}
-    yield from ("", "| key | kind | default | what it is |", "|---|---|---|---|")
-    for key, field in plain.items():
-        yield f"| `{key}` | {_kind(field)} | {_default(field)} | {field.description} |"
+    yield ""
+    yield from _rows(plain)
     example = next(iter(plain))
     yield from ("", f"In the environment: `{prefix}__{example.upper()}` and so on.")
     for key, field in model.model_fields.items():
@@ -130,6 +136,21 @@ def _keys(model: type[Section], prefix: str) -> Iterator[str]:
         if inner:
             yield from ("", f"### `{key} = {{ … }}`", "", (inner.__doc__ or "").strip())
             yield from _keys(inner, f"{prefix}__{key.upper()}")
+        if several := fields.nested_list(field):
+            yield from (
+                "",
+                f"### `{key} = [{{ … }}]`",
+                "",
+                (several.__doc__ or "").strip() + " One table for each.",
+                "",
+            )
+            yield from _rows(several.model_fields)
+
+
+def _rows(table: Mapping[str, FieldInfo]) -> Iterator[str]:
+    yield from ("| key | kind | default | what it is |", "|---|---|---|---|")
+    for key, field in table.items():
+        yield f"| `{key}` | {_kind(field)} | {_default(field)} | {field.description} |"
 
 
 def _default(field: FieldInfo) -> str:
@@ -143,8 +164,12 @@ def _kind(field: FieldInfo) -> str:
     options = fields.options(field)
     if options:
         return " or ".join(f"`{option}`" for option in options)
+    if fields.nested_list(field):
+        return "list of tables, as JSON in the environment"
     if fields.is_list(field):
         return "list of keys" if "SecretStr" in text else "list of text"
+    if get_origin(field.annotation) is dict:
+        return "table of numbers"
     if unit := fields.mark(field, Unit):
         return str(unit.value)
     if fields.mark(field, InConfigFolder):

@@ -122,9 +122,7 @@ class Fallback(Section):
 
 
 class Route(Section):
-    """Where requests for a model, or for models of a pattern, go. Of several that match, the highest priority counts; then an
-    exact name before patterns, then the longest pattern.
-    """
+    """Where requests for a model, or for the models of a pattern, go."""
 
     model: Pattern = Field(
         description="The model that clients ask for, or a pattern: `*` stands for any characters, `?` for one."
@@ -152,7 +150,13 @@ class Route(Section):
         le=2**53,
         description="Tokens that its own backends may take of it in a day of UTC, fallbacks apart; 0: no limit.",
     )
-    priority: int = Field(default=0, ge=-1_000_000, le=1_000_000, description="Which of several counts.")
+    priority: int = Field(
+        default=0,
+        ge=-1_000_000,
+        le=1_000_000,
+        description="Of several routes that match a model, the one of the highest priority counts; among those of one priority, an "
+        "exact name, then the longest pattern.",
+    )
     reruns: bool = Field(
         default=False,
         description="Whether a request may be executed again elsewhere when its backend is lost and nothing of the answer "

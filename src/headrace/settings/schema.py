@@ -8,24 +8,20 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from headrace.domain import quota as domain
-from headrace.kernel.errors import ConfigError
+from headrace.settings.routes import Route
 from headrace.settings.section import Section
+from headrace.settings.upstreams import Ollama, Upstream
 from headrace.settings.values import (
-    HEADER_SAFE,
-    BackendUrl,
     Bytes,
-    ConfiguredPath,
     Database,
     Key,
     Ledger,
     ModelName,
     Name,
-    OptionalKey,
     Origin,
     PerMinute,
     Proxy,
@@ -137,84 +133,6 @@ class Engine(Section):
     n_gpu_layers: int = Field(default=-1, ge=-1, description="Layers on the GPU; -1: llama.cpp chooses.")
     main_gpu: int = Field(default=0, ge=0, description="Which GPU holds what isn't split.")
     threads: int = Field(default=0, ge=0, description="CPU threads; 0: llama.cpp chooses.")
-
-
-class UpstreamKind(StrEnum):
-    """Which dialect an upstream speaks."""
-
-    OPENAI = "openai"
-    OLLAMA = "ollama"
-
-
-class UpstreamTimeouts(Section):
-    """How long an upstream may take."""
-
-    connect: Seconds = Field(default=5.0, gt=0, description="Time to open a connection.")
-    first_byte: Seconds = Field(
-        default=600.0, gt=0, description="Time from the request's last byte to the answer's first."
-    )
-    idle: Seconds = Field(default=600.0, gt=0, description="Longest pause within an answer.")
-
-
-class Upstream(Section):
-    """An endpoint that already serves models."""
-
-    name: Name = Field(description="Its name here; unique.")
-    url: BackendUrl = Field(description="Its address, `http://host:port`; a trailing `/v1` is dropped.")
-    kind: UpstreamKind = Field(default=UpstreamKind.OPENAI, description="What it speaks.")
-    models: tuple[str, ...] = Field(default=(), description="Models to use of it; empty: it is asked.")
-    capacity: int = Field(default=64, ge=1, description="Requests it takes at once.")
-    cancels_unstreamed: bool | None = Field(
-        default=None,
-        description="Whether a client's leaving stops its unstreamed answers, too (vLLM and SGLang: yes; llama.cpp: no). If "
-        "not, whole answers are asked for as streams and put together here. Unset: yes for Ollama, else no.",
-    )
-    tags: tuple[Name, ...] = Field(default=(), description="Words to select it by.")
-    api_key: OptionalKey = Field(
-        default=None,
-        description="The key it asks for. Better in `api_key_file` or the environment than in a file.",
-    )
-    api_key_file: ConfiguredPath = Field(
-        default=None, description="File that holds the key, and nothing else."
-    )
-    ca_file: ConfiguredPath = Field(
-        default=None, description="Certificates (PEM) to trust for `https`, instead of the system's."
-    )
-    timeouts: UpstreamTimeouts = UpstreamTimeouts()
-
-    @model_validator(mode="after")
-    def _one_key(self) -> Self:
-        if self.api_key and self.api_key_file:
-            raise ValueError("has both api_key and api_key_file; keep one of them")
-        return self
-
-    def read_api_key(self) -> str | None:
-        """The key to present, from the settings or from `api_key_file`; None where there is none.
-
-        Raises:
-            ConfigError: the file can't be read, or doesn't hold one word.
-        """
-        if self.api_key is not None:
-            return self.api_key.get_secret_value()
-        if self.api_key_file is None:
-            return None
-        where = f"api_key_file of the upstream {self.name!r} ({self.api_key_file})"
-        try:
-            text = self.api_key_file.read_text("utf-8").strip()
-        except OSError as error:
-            raise ConfigError(f"The {where} can't be read: {error.strerror}.") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"The {where} is not a text file.") from error
-        if not HEADER_SAFE.fullmatch(text):
-            raise ConfigError(f"The {where} has to hold one key and nothing else.")
-        return text
-
-
-class Ollama(Section):
-    """An Ollama on this machine, which is used when it is there."""
-
-    probe: bool = Field(default=True, description="Look for it, and serve its models.")
-    url: BackendUrl = Field(default="http://127.0.0.1:11434", description="Where to look.")
 
 
 class Allowance(Section):
@@ -352,6 +270,7 @@ class ConfigFile(Section):
     engines: tuple[Engine, ...] = ()
     upstreams: tuple[Upstream, ...] = ()
     ollama: Ollama = Ollama()
+    routes: tuple[Route, ...] = ()
     limits: Limits = Limits()
     tiers: tuple[Tier, ...] = ()
     models: Models = Models()

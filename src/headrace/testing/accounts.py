@@ -21,10 +21,10 @@ class MemoryAccounts(Accounts):
         self._keys: dict[str, ManagedKey] = {}
         self._generation = 0
 
-    async def users(self) -> list[User]:
-        """All users, by id."""
+    async def users(self, *, after: str = "", limit: int | None = None) -> list[User]:
+        """Users by id."""
         await self._turn()
-        return [self._users[user_id] for user_id in sorted(self._users)]
+        return [self._users[user_id] for user_id in sorted(self._users) if user_id > after][:limit]
 
     async def save_user(self, user: User) -> None:
         """Add *user*, or replace the one with its id."""
@@ -43,10 +43,15 @@ class MemoryAccounts(Accounts):
         self._generation += 1
         return True
 
-    async def keys(self) -> list[ManagedKey]:
-        """All keys, oldest first."""
+    async def keys(self, *, user_id: str = "", after: str = "", limit: int | None = None) -> list[ManagedKey]:
+        """Keys, oldest first."""
         await self._turn()
-        return sorted(self._keys.values(), key=lambda key: (key.created_at, key.key_id))
+        keys = sorted(self._keys.values(), key=lambda key: (key.created_at, key.key_id))
+        if after:
+            if after not in self._keys:
+                raise InvalidRequest(f"There is no key {after!r}.", param="after")
+            keys = keys[keys.index(self._keys[after]) + 1 :]
+        return [key for key in keys if user_id in ("", key.user_id)][:limit]
 
     async def save_key(self, key: ManagedKey) -> None:
         """Add *key*, or replace the one with its id. Its user is added where there is none."""

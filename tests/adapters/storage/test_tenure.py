@@ -15,7 +15,8 @@ from headrace.adapters.storage.accounts import SqlAccounts
 from headrace.adapters.storage.backend import choose
 from headrace.adapters.storage.database import Bounds, Database
 from headrace.adapters.storage.journal import SqlJournal
-from headrace.adapters.storage.tenure import Taken, Tenure
+from headrace.adapters.storage.tenure import Taken, Tenure, Watch
+from headrace.kernel.clock import SystemClock
 from headrace.ports.records import User
 from support.journal_contract import NOON, committed, entry, state
 from support.servers.postgres import Postgres
@@ -106,6 +107,30 @@ async def test_one_that_was_cut_off_goes_on(server: Postgres, url: str, tmp_path
         assert await journal.open(NOON) == [state(2, 100)]
 
 
+async def test_one_that_was_cut_off_while_nothing_is_counted_is_soon_the_one_again(
+    server: Postgres, url: str, tmp_path: Path
+) -> None:
+    def holders() -> list[str]:
+        query = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND database = "
+        return server.ask(
+            "postgres", query + f"(SELECT oid FROM pg_database WHERE datname = '{name_of(url)}')"
+        )
+
+    async with opened(url, tmp_path, BOUNDS) as database:
+        journal = SqlJournal(database)
+        watch = Watch(database, journal.tenure, SystemClock(), every_s=0.02)
+        await journal.open(NOON)
+        first = await asyncio.to_thread(holders)
+        assert len(first) == 1
+        with contextlib.closing(watch):
+            watch.start()
+            await asyncio.to_thread(end_sessions, server, url)
+            while (now := await asyncio.to_thread(holders)) in (first, []):
+                pass
+        assert len(now) == 1
+        assert await committed(journal, [entry("r1", 1)], GRANTED)
+
+
 async def test_nothing_is_granted_while_another_may_begin_and_it_goes_on_if_none_did(
     url: str, tmp_path: Path, rival: Rival
 ) -> None:
@@ -145,8 +170,11 @@ async def adds_a_user(database: Database, name: str) -> None:
 
 
 def end_sessions(server: Postgres, url: str) -> None:
-    name = url.partition("@/")[2].partition("?")[0]
-    server.run(
-        *("psql", "-qX", "-h", str(server._folder), "-d", "postgres", "-c"),
-        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'",
+    server.ask(
+        "postgres", f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name_of(url)}'"
     )
+
+
+def name_of(url: str) -> str:
+    """The database's name."""
+    return url.partition("@/")[2].partition("?")[0]

@@ -33,9 +33,17 @@ class Postgres:
 
     def database(self) -> str:
         """The URL of a new, empty database."""
-        name = f"test{next(self._numbers)}"
-        self.run("psql", "-qX", "-h", str(self._folder), "-d", "postgres", "-c", f"CREATE DATABASE {name}")
+        return self.create(f"test{next(self._numbers)}")
+
+    def create(self, name: str) -> str:
+        """The same under a name of the test's own."""
+        self.ask("postgres", f"CREATE DATABASE {name}")
         return self.url(name)
+
+    def ask(self, database: str, query: str) -> list[str]:
+        """The rows that *query* finds, values separated by `|`."""
+        arguments = ("-qXAt", "-h", str(self._folder), "-d", database, "-c", query)
+        return self.run("psql", *arguments).splitlines()
 
     def url(self, name: str) -> str:
         """The URL of a database in this server."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, RowMapping, Table, delete, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Table, and_, delete, or_, select, true
 from sqlalchemy.exc import DataError, IntegrityError
 
 from headrace.adapters.storage import schema
@@ -26,9 +26,10 @@ class SqlAccounts(Accounts):
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def users(self) -> list[User]:
+    async def users(self, *, after: str = "", limit: int | None = None) -> list[User]:
         columns = [*schema.users.c, *(column for column in schema.quotas.c if column.name not in _OF_QUOTA)]
         query = select(*columns).outerjoin_from(schema.users, schema.quotas).order_by(schema.users.c.user_id)
+        query = query.where(schema.users.c.user_id > after).limit(limit)
         return await self._database.read(
             lambda connection: [_user(row) for row in connection.execute(query).mappings()]
         )
@@ -65,11 +66,22 @@ class SqlAccounts(Accounts):
 
         return await self._database.write(remove)
 
-    async def keys(self) -> list[ManagedKey]:
-        query = select(schema.keys).order_by(schema.keys.c.created_at, schema.keys.c.key_id)
-        return await self._database.read(
-            lambda connection: [_key(row) for row in connection.execute(query).mappings()]
-        )
+    async def keys(self, *, user_id: str = "", after: str = "", limit: int | None = None) -> list[ManagedKey]:
+        """See the port.
+
+        Raises:
+            InvalidRequest: there is no key *after*.
+        """
+        table = schema.keys
+        query = select(table).order_by(table.c.created_at, table.c.key_id).limit(limit)
+        if user_id:
+            query = query.where(table.c.user_id == user_id)
+
+        def read(connection: Connection) -> list[ManagedKey]:
+            behind = _behind(connection, after) if after else true()
+            return [_key(row) for row in connection.execute(query.where(behind)).mappings()]
+
+        return await self._database.read(read)
 
     async def save_key(self, key: ManagedKey) -> None:
         """Add *key*, or replace the one with its id. Its user is added where there is none.
@@ -111,6 +123,16 @@ class SqlAccounts(Accounts):
 
 
 _OF_QUOTA = ("quota_id", "user_id")
+
+
+def _behind(connection: Connection, key_id: str) -> ColumnElement[bool]:
+    """Those that stand behind that key in the order of all."""
+    table = schema.keys
+    created_at = connection.execute(select(table.c.created_at).where(table.c.key_id == key_id)).scalar()
+    if created_at is None:
+        raise InvalidRequest(f"There is no key {key_id!r}.", param="after")
+    later = table.c.created_at > created_at
+    return or_(later, and_(table.c.created_at == created_at, table.c.key_id > key_id))
 
 
 def _check_length(name: str, value: str, most: int) -> None:

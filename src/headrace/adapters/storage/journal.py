@@ -94,8 +94,8 @@ class SqlJournal(Journal):
         self._database = database
         self._most = most
         self._open_tries = open_tries
-        self._tenure = Tenure()
-        self._next = _Batch(self._tenure)
+        self.tenure = Tenure()
+        self._next = _Batch(self.tenure)
         self._flying: _Batch | None = None
 
     async def open(self, now: float) -> list[WindowState]:
@@ -107,7 +107,7 @@ class SqlJournal(Journal):
         """
 
         def begin(connection: Connection) -> list[WindowState]:
-            self._tenure.begin(connection)  # first: what is read before may be another's, and change
+            self.tenure.begin(connection)  # first: what is read before may be another's, and change
             query = select(windows).where((windows.c.ends_at == 0) | (windows.c.ends_at > now))
             return [_state(row) for row in connection.execute(query)]
 
@@ -128,7 +128,7 @@ class SqlJournal(Journal):
             self._fly()
 
     def _fly(self) -> None:
-        batch, self._next = self._next, _Batch(self._tenure)
+        batch, self._next = self._next, _Batch(self.tenure)
         self._flying = batch
         self._database.submit(
             batch.write,

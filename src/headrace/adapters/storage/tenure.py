@@ -12,9 +12,11 @@ from __future__ import annotations
 import structlog
 from sqlalchemy import Connection, select, text
 
+from headrace.adapters.storage.database import Database
 from headrace.adapters.storage.inbox import unavailable
 from headrace.adapters.storage.schema import generations
 from headrace.adapters.storage.upsert import insert_for
+from headrace.kernel.clock import Clock, Timer
 from headrace.kernel.errors import StartupError
 
 log = structlog.get_logger(__name__)
@@ -22,6 +24,7 @@ log = structlog.get_logger(__name__)
 NAME = "ledger"
 _HELD = "headrace_tenure"
 # One lock for each set of tables: several may lie in one database, in schemas of their own.
+_TOUCH = text("SELECT 1")
 _TAKE = text("SELECT pg_try_advisory_lock(6841697, hashtext(current_schema()))")
 
 
@@ -75,6 +78,47 @@ class Tenure:
                 action="ledger.taken",
             )
         self._told = True
+
+    @property
+    def begun(self) -> bool:
+        """Whether this process is, or was, the one; on a file always False."""
+        return self._number is not None
+
+
+class Watch:
+    """Takes a tenure up again soon after its connection was lost, also while nothing is counted: else whoever is started in
+    such an hour would be the one, and the gateway that served all the time would have to be started again."""
+
+    def __init__(self, database: Database, tenure: Tenure, clock: Clock, *, every_s: float = 2.0) -> None:
+        self._database = database
+        self._tenure = tenure
+        self._clock = clock
+        self._every_s = every_s
+        self._timer: Timer | None = None
+        self._closed = False
+
+    def start(self) -> None:
+        """Begin, if there is something to watch over. Needs a running loop."""
+        if self._tenure.begun:
+            self._again()
+
+    def close(self) -> None:
+        """Stop it; idempotent."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _again(self) -> None:
+        if not self._closed:
+            self._timer = self._clock.call_later(self._every_s, self._look)
+
+    def _look(self) -> None:
+        # What it found doesn't matter here: it is logged, and the next commit hears of it, too.
+        self._database.submit(self._touch, lambda _value, _error: self._again(), repeatable=True)
+
+    def _touch(self, connection: Connection) -> None:
+        connection.execute(_TOUCH).close()  # a connection tells that it is dead only to who uses it
+        self._tenure.check(connection)
 
 
 class Taken(StartupError):

@@ -85,9 +85,14 @@ class Writer:
                 self._inbox.answer(outcomes)
                 return
             else:
-                self._losses, self._refusing = 0, False
+                self._succeeded()
                 self._inbox.answer(outcomes)
                 return
+
+    def _succeeded(self) -> None:
+        if self._losses or self._refusing:
+            log.info("the database is written again", action="storage.recovered")
+        self._losses, self._refusing = 0, False
 
     def _without_given_up(self, units: list[Unit]) -> list[Unit]:
         gone = [unit for unit in units if unit.given_up]
