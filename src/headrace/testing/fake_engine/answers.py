@@ -175,9 +175,9 @@ def embeddings(body: Json, script: Script) -> Json:
     return answer | {"usage": {"prompt_tokens": tokens, "total_tokens": tokens}} if script.usage else answer
 
 
-def models(ids: list[str], created: int) -> Json:
+def models(ids: list[str], created: int, owner: str = "llamacpp") -> Json:
     """The list of models."""
-    listed = [{"id": name, "object": "model", "created": created, "owned_by": "llamacpp"} for name in ids]
+    listed = [{"id": name, "object": "model", "created": created, "owned_by": owner} for name in ids]
     return {"object": "list", "data": listed}
 
 
@@ -213,7 +213,7 @@ def _chunk(ask: Ask, index: int, content: Json) -> Json:
         {"finish_reason": None, "index": index} | ({} if ask.chat else {"logprobs": None}) | content
     )
     chunk = _envelope(ask, "chat.completion.chunk") | {"choices": [choice]}
-    return chunk | {"usage": None} if ask.include_usage and ask.script.dialect == "openai" else chunk
+    return chunk | {"usage": None} if ask.include_usage and ask.script.dialect != "llama.cpp" else chunk
 
 
 def _timings(ask: Ask) -> Json:

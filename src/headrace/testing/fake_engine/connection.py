@@ -40,11 +40,11 @@ class Reply:
         head = _head(status, {"Content-Type": "application/json", "Content-Length": str(promised_bytes)})
         self._connection.write(head + body)
 
-    def begin(self) -> None:
-        """Send the head of an event stream."""
+    def begin(self, content_type: str = "text/event-stream") -> None:
+        """Send the head of a stream, of events unless it says otherwise."""
         self._chunked = True
         fields = {
-            "Content-Type": "text/event-stream",
+            "Content-Type": content_type,
             "Cache-Control": "no-cache",
             "Transfer-Encoding": "chunked",
         }

@@ -14,9 +14,9 @@ import msgspec
 
 from headrace.kernel.aio import Tasks
 from headrace.kernel.clock import Clock, SystemClock
-from headrace.testing.fake_engine import answers
+from headrace.testing.fake_engine import answers, native
 from headrace.testing.fake_engine.connection import Connection, Host, Reply
-from headrace.testing.fake_engine.execution import Execution
+from headrace.testing.fake_engine.execution import Execution, sleep
 from headrace.testing.fake_engine.script import Refuse, Script
 from headrace.testing.fake_engine.slots import Full, Slots
 from headrace.testing.fake_engine.stats import Received, Stats, Watch
@@ -58,6 +58,9 @@ class FakeEngine(Host):
         self._slots = Slots(lambda: self._script.slots, self.changed)
         self._released = asyncio.Event()
         self._answers = 0
+        self._pulled: dict[str, None] = {}
+        self._loaded: dict[str, None] = {}
+        self._loading = asyncio.Lock()
 
     @property
     def script(self) -> Script:
@@ -166,15 +169,65 @@ class FakeEngine(Host):
             self._json(reply, 200, self.stats.counts() | {"executions": self.stats.executions})
         elif request.path == "/script" and request.method == "PUT":
             self._replace_script(request, reply)
-        elif self._script.loading:
+        else:
+            self.stats.questions += 1
+            await self._tell(request, reply)
+
+    async def _tell(self, request: Received, reply: Reply) -> None:
+        """Answer what is asked beside inference."""
+        script = self._script
+        ids = self._ids()
+        if native.is_guarded(request.path, script) and self._is_stranger(request, script):
+            self._json(reply, 401, native.refused_key())
+        elif script.loading:
             self._json(reply, 503, answers.error(503, "Loading model", "unavailable_error"))
-        elif request.path == "/health":
-            self._json(reply, 200, {"status": "ok"})
         elif request.path == "/v1/models":
-            ids = [*self._script.models, *(name for name in self.by_model if name not in self._script.models)]
-            self._json(reply, 200, answers.models(ids, int(self._clock.now())))
+            owner = native.OWNERS.get(script.dialect, "fake")
+            self._json(reply, 200, answers.models(ids, int(self._clock.now()), owner))
+        elif script.dialect == "ollama" and (request.method, request.path) == ("POST", "/api/pull"):
+            await self._pull(request, reply)
+        elif (script.dialect, request.path) == ("sglang", "/health"):
+            self.stats.tokens += 1  # it generates one to see whether it lives
+            self._json(reply, 200, {})
+        elif answer := native.about(request.path, script, ids, list(self._loaded), self.stats.active):
+            self._json(reply, *answer)
         else:
             self._json(reply, 404, answers.error(404, "File Not Found", "not_found_error"))
+
+    def _ids(self) -> list[str]:
+        """The models that it has."""
+        return list(dict.fromkeys((*self._script.models, *self.by_model, *self._pulled)))
+
+    def _is_stranger(self, request: Received, script: Script) -> bool:
+        return bool(script.api_key) and request.header("authorization") != f"Bearer {script.api_key}"
+
+    async def _pull(self, request: Received, reply: Reply) -> None:
+        name = str(request.json().get("model"))
+        known = name in self._script.pullable
+        reply.stop_when_left = True
+        reply.begin("application/x-ndjson")
+        for line in native.pull_lines(known=known):
+            await reply.send(line)
+            await sleep(self._clock, self._script.interval_s)
+        reply.end()
+        if known:
+            self._pulled[name] = None
+            self.stats.pulls += 1
+            self._watch.changed()
+
+    async def _load(self, model: str, script: Script) -> None:
+        """Bring a model into memory where the product does so on demand; others go, the oldest first."""
+        if script.dialect not in ("ollama", "lm-studio"):
+            return
+        async with self._loading:
+            if model in self._loaded:
+                return
+            self.stats.loads += 1
+            self._watch.changed()
+            await sleep(self._clock, script.load_s)
+            self._loaded[model] = None
+            while len(self._loaded) > max(1, script.most_loaded):
+                del self._loaded[next(iter(self._loaded))]
 
     async def _infer(self, request: Received, reply: Reply) -> None:
         self.stats.received.append(request)
@@ -198,6 +251,7 @@ class FakeEngine(Host):
         reply.stop_when_left = True  # while it waits for a slot; the execution decides for itself
         try:
             async with self._slots.one(may_wait=script.when_full == "queue"):
+                await self._load(str(body.get("model") or script.models[0]), script)
                 execution = Execution(reply, script, self._clock, self._watch, self._released)
                 await execution.run(work, request.header("x-request-id"))
         except Full:
@@ -212,7 +266,7 @@ class FakeEngine(Host):
 
     def _turned_away(self, request: Received, reply: Reply, body: answers.Json, script: Script) -> bool:
         known = {*script.models, *self.by_model}
-        if script.api_key and request.header("authorization") != f"Bearer {script.api_key}":
+        if self._is_stranger(request, script):
             self._refuse(reply, 401, "Invalid API Key", "authentication_error")
         elif script.loading:
             self._refuse(reply, 503, "Loading model", "unavailable_error")
@@ -245,7 +299,7 @@ class FakeEngine(Host):
         else:
             reply.whole(204, b"")
 
-    def _json(self, reply: Reply, status: int, value: answers.Json) -> None:
+    def _json(self, reply: Reply, status: int, value: answers.Json | list[answers.Json]) -> None:
         reply.whole(status, msgspec.json.encode(value))
 
     def _connection(self) -> Connection:

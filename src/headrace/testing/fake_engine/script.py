@@ -8,6 +8,8 @@ from typing import Literal
 
 import msgspec
 
+Dialect = Literal["llama.cpp", "openai", "ollama", "vllm", "sglang", "tgi", "lm-studio"]
+
 
 class Refuse(msgspec.Struct, frozen=True, tag="refuse"):
     """Answer at once with *status* and don't execute. `body`: None makes an error object of llama.cpp's form."""
@@ -57,7 +59,8 @@ class Script:
     """How the engine answers. `dataclasses.replace` makes a variant.
 
     dialect: "openai" has `usage: null` in the chunks before the usage chunk, and no `timings`; llama.cpp has `timings`
-        at the end, and the usage of a streamed text completion in its last chunk, asked for or not.
+        at the end, and the usage of a streamed text completion in its last chunk, asked for or not. The others are the
+        "openai" one, beside what each product tells of itself: Ollama's `/api/…`, vLLM's `/version` and so on.
     models: what `/v1/models` lists. checks_model: others get 404; else every name is served, as llama.cpp does.
     tokens: how many are produced ("tok0 tok1 …"), fewer where the request asks for fewer.
     text, reasoning, tool_calls: say these instead of the counted tokens.
@@ -66,12 +69,15 @@ class Script:
     stream_options: False refuses requests that have this member with 400.
     cancels_unstreamed: whether a client's leaving stops an answer that isn't streamed; llama.cpp runs on.
     slots: requests worked on at once; the rest queue, or get 503 where `when_full` says so.
-    loading: everything answers 503 "Loading model". api_key: what must come as bearer token, if set.
+    loading: everything answers 503 "Loading model". api_key: what must come as bearer token, if set; llama.cpp lists its
+        models without it, too.
+    load_s: in the dialects of Ollama and LM Studio, how long a model that isn't in memory takes to come there; most_loaded:
+        models that have room there. pullable: names that Ollama can fetch.
     keep_alive: False closes each connection after its answer.
     fault: what goes wrong, in every request; None: nothing.
     """
 
-    dialect: Literal["llama.cpp", "openai"] = "llama.cpp"
+    dialect: Dialect = "llama.cpp"
     models: tuple[str, ...] = ("fake",)
     checks_model: bool = False
     tokens: int = 8
@@ -86,6 +92,9 @@ class Script:
     slots: int = 64
     when_full: Literal["queue", "refuse"] = "queue"
     loading: bool = False
+    load_s: float = 0.0
+    most_loaded: int = 1
+    pullable: tuple[str, ...] = ()
     api_key: str = ""
     keep_alive: bool = True
     dimensions: int = 8

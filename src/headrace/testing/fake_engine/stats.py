@@ -49,6 +49,8 @@ class Stats:
     broken: failed as scripted. active: being worked on now.
     refused: requests turned away before they took a slot. queued: waiting for one now.
     tokens: produced so far; embeddings produce none.
+    loads: how often a model was brought into memory. pulls: how often Ollama fetched one.
+    questions: requests on other paths than inference's and the engine's own.
     connections, connected: accepted so far, and open now. held: those whose client doesn't take more just now.
     executions: how often each `x-request-id` took a slot, of the last 10,000.
     last, received: the latest requests on inference paths, whether or not they were refused.
@@ -64,6 +66,9 @@ class Stats:
     refused: int = 0
     queued: int = 0
     tokens: int = 0
+    loads: int = 0
+    pulls: int = 0
+    questions: int = 0
     connections: int = 0
     connected: int = 0
     held: int = 0
