@@ -46,7 +46,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class NotSent(Failure):
-    """Nothing left us: trying elsewhere is free."""
+    """Nothing left us: trying elsewhere is free. `refused_key`: the backend was asked, and turned our own credentials away
+    before it began."""
+
+    refused_key: bool = False
 
 
 @dataclass(frozen=True, slots=True)
