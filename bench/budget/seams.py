@@ -79,6 +79,10 @@ class MarkedControl(ControlPlane):
         """See the port."""
         return self._inner.retry(grant, failure, told)
 
+    def answering(self, grant: Grant) -> None:
+        """See the port."""
+        self._inner.answering(grant)
+
     def finish(self, grant: Grant, outcome: Outcome) -> None:
         """See the port."""
         before = self._switch(FINISH)

@@ -41,7 +41,7 @@ class Asker(Admission):
     @property
     def code(self) -> str:
         assert isinstance(self.refusal, LimitExceeded), self.refusal
-        return self.refusal.code
+        return self.refusal.code or ""
 
 
 def principal(limits: Limits, models: tuple[str, ...] = ()) -> Principal:

@@ -264,7 +264,7 @@ async def test_a_daily_allowance_sends_the_rest_to_the_fallback_until_it_is_rene
 
     async def ask(tokens: int) -> Asker:
         asker = house.ask(tokens=tokens)
-        await until(lambda: asker.grants)
+        await until(lambda: bool(asker.grants))
         return asker
 
     askers = [await ask(40) for _ in range(3)]
@@ -282,20 +282,20 @@ def test_500_who_come_to_a_cold_model_load_it_once() -> None:
     house = House(node("a", capacity=64, loaded=frozenset()))
     askers = [house.ask() for _ in range(500)]
     assert sum(bool(asker.grants) for asker in askers) == 1
-    assert askers[0].grants[0].cold
+    assert askers[0].grants[0].watched
     askers[0].answers()
     assert sum(bool(asker.grants) for asker in askers) == 64
-    assert not any(asker.grants[0].cold for asker in askers[1:64])
+    assert not any(asker.grants[0].watched for asker in askers[1:64])
 
 
 def test_when_the_one_that_loads_fails_or_leaves_another_does() -> None:
     house = House(node("a", capacity=64, loaded=frozenset()))
     first, second, third = (house.ask() for _ in range(3))
     first.finish(Outcome(Ending.CANCELLED, Usage(), status=0))
-    assert second.grants[0].cold
+    assert second.grants[0].watched
     assert not third.grants
     second.fail(Lost("out of memory"))
-    assert third.grants[0].cold
+    assert third.grants[0].watched
 
 
 def test_a_warm_backend_goes_before_one_that_would_have_to_load() -> None:

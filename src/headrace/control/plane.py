@@ -24,12 +24,11 @@ from headrace.ports.connector import Busy, Failure, Loading, Lost, NotSent
 from headrace.ports.control import Admission, Ask, Ending, Grant, Outcome, Overdrawn, Placing, Waiting
 
 BUSY_PAUSE_S = 1.0
-"""How long a backend that said it is busy is left alone by the request it refused, where it named no time itself."""
+"""How long a backend that is busy is left alone by the request it refused, where it named no time itself."""
 
 
 class LocalControlPlane(Placing):
-    """Grants places on the backends that the routes name, or that hold the model; who finds none free waits, and is served by
-    fair shares.
+    """Grants places on the backends that routes name, or that hold the model; who finds none free is served by fair shares.
 
     The queue holds at most *queue_size* requests, each for at most *queue_wait_s* seconds. `on_unreachable` is told the id
     of a node that couldn't be connected to.
@@ -59,9 +58,7 @@ class LocalControlPlane(Placing):
         self._filler = Filler(
             registry, self._room, self.placement, self.destinations, self._grant, self._resume
         )
-        self.health = Health(registry, clock, self._room_at, self.busy)
-        for node in registry.nodes():
-            self._heed(node.id)
+        self.health = Health(registry, clock, self._slots_changed, self.busy)
         registry.on_change(self._node_changed)
         (routes or NoRoutes()).on_change(self._routes_changed)
 
@@ -104,8 +101,9 @@ class LocalControlPlane(Placing):
         self._retries.request()
         demand = self.destinations.of(ask.model, ask.tags)
         call = Call(ask, told, self, demand.name)
-        if self._queue.depth and self._queue.awaits(demand.name):
-            # A slot that is free all the same is about to be given to one before it, or rests.
+        if self._queue.depth and self._queue.awaits(
+            demand.name
+        ):  # what is free all the same is promised, or rests
             self._wait(call, demand)
         elif (place := self.placement.find(demand, ask)) is None:
             self._wait(call, demand)
@@ -163,13 +161,12 @@ class LocalControlPlane(Placing):
             self._went_well(grant, outcome)
         else:
             self.health.let_go(grant)
-            self._heed(grant.target)
         if self._queue.depth:
             self._filler.fill(grant.target)
 
     def withdraw(self, call: Call) -> None:
         """Take *call* out of the queue; nothing happens when it isn't in it."""
-        if self._room.leave(call) or _unpaused(call):
+        if self._room.leave(call) or call.end_pause():
             self.totals.withdrawn += 1
             self.totals.requests[Ending.CANCELLED] += 1
             if self._recorder is not None:
@@ -178,7 +175,6 @@ class LocalControlPlane(Placing):
     def probed(self, node_id: str, ok: bool, reason: str = "") -> None:
         """A check of the backend has ended, badly for this reason."""
         self.health.probed(node_id, ok, reason)
-        self._heed(node_id)
 
     def _again(self, call: Call, grant: Grant, failure: Failure) -> None:
         """Try *call* again, after a break where it was executed; or refuse it."""
@@ -258,7 +254,9 @@ class LocalControlPlane(Placing):
     def _grant(self, call: Call, demand: Demand, place: Place) -> None:
         """Give *call* the slot, and tell it."""
         ask, node, stage = call.ask, place.node, place.stage
-        self.placement.load.take(node.id)
+        load = self.placement.load
+        load.take(node.id)
+        loads = self.placement.warmth.begin(node, stage.model, ask.request_id)
         self.totals.executions += 1
         call.attempts += 1
         call.executions += 1
@@ -273,7 +271,7 @@ class LocalControlPlane(Placing):
             call.waited_s,
             attempts=call.attempts,
             allowance=stage.allowance,
-            cold=self.placement.warmth.begin(node, stage.model, ask.request_id),
+            watched=loads or load.slots[node.id] < node.capacity,
             timeouts=demand.timeouts(node),
         )
         call.told.granted(grant)
@@ -338,38 +336,31 @@ class LocalControlPlane(Placing):
         if isinstance(failure, NotSent):
             self.on_unreachable(grant.target, failure.reason)
         self.health.failed(grant, failure)
-        self._heed(grant.target)
 
     def _went_well(self, grant: Grant, outcome: Outcome) -> None:
         """The backend gave a whole answer; how fast, where it was streamed."""
-        node_id, first_at = grant.target, outcome.first_token_at
-        self.health.succeeded(grant)
+        first_at = outcome.first_token_at
         if first_at is not None:
             further = outcome.usage.completion_tokens - 1
             between_s = (self._clock.monotonic() - first_at) / further if further > 0 else None
-            self.placement.load.observe(node_id, grant.model, first_at - grant.granted_at, between_s)
-        self._heed(node_id)
+            self.placement.load.observe(grant.target, grant.model, first_at - grant.granted_at, between_s)
+        self.health.succeeded(grant)
 
-    def _heed(self, node_id: str) -> None:
-        """Use no more of the node than its health allows; where it is out of work, its fallbacks are open."""
-        load, slots = self.placement.load, self.health.slots.get(node_id, 0)
+    def _slots_changed(self, node_id: str, slots: int) -> None:
+        """The node may run more or fewer than before; where it is out of work, its fallbacks are open."""
+        load = self.placement.load
         before = load.slots.get(node_id, 0)
-        if slots == before:
-            return
         load.allow(node_id, slots)
         if not slots or not before:
             self.placement.changed()
-        if not slots:
+        if slots > before:
+            self._filler.fill(node_id)
+        elif not slots:
             self._filler.fill_awaited()
-
-    def _room_at(self, node_id: str) -> None:
-        """The node may run more than before."""
-        self._heed(node_id)
-        self._filler.fill(node_id)
 
     def _release(self, grant: Grant) -> None:
         self.placement.load.give_back(grant.target)
-        if grant.cold:
+        if grant.watched:  # perhaps because it loads
             self.placement.warmth.ended(grant.target, grant.model, grant.ask.request_id)
 
     def _routes_changed(self) -> None:
@@ -383,7 +374,6 @@ class LocalControlPlane(Placing):
         self.destinations.forget()
         if node is None:
             self.placement.load.forget(node_id)
-        self._heed(node_id)
         self._sort_out()
         self._filler.fill(node_id)
 
@@ -403,12 +393,3 @@ class LocalControlPlane(Placing):
                 else:
                     self._resume(call)
         self._filler.fill_awaited()
-
-
-def _unpaused(call: Call) -> bool:
-    """End the break that *call* makes; False when it makes none."""
-    if call.pause is None:
-        return False
-    call.pause.cancel()
-    call.pause = None
-    return True

@@ -55,6 +55,14 @@ class Call(msgspec.Struct, eq=False):
         """Stop waiting."""
         self.plane.withdraw(self)
 
+    def end_pause(self) -> bool:
+        """End the break that it makes; False when it makes none."""
+        if self.pause is None:
+            return False
+        self.pause.cancel()
+        self.pause = None
+        return True
+
     def avoid(self, now: float) -> frozenset[str]:
         """Nodes that this request isn't sent to at *now*."""
         if not self.busy_until:

@@ -211,7 +211,7 @@ class InferenceCall(Admission, Told, Exchange):
         """The answer begins: no other attempt after this."""
         self._passing = True
         grant = self._held()
-        if grant.cold:
+        if grant.watched:
             self._control.answering(grant)
         if self._body.stream:
             self._first_at = time.monotonic()

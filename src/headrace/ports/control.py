@@ -55,8 +55,8 @@ class Grant(msgspec.Struct, frozen=True):
     waited_s: how long it has waited for a place, all in all.
     budgets: how the limits stand that it was held to; none where there are none.
     allowance: a window of the route's that it is charged to as well, with what the request uses.
-    timeouts: how long the backend may take; None: as its connector says. cold: the backend may have to load the model first, and
-    others wait for that: `ControlPlane.answering` is to be told.
+    timeouts: how long the backend may take; None: as its connector says. watched: others
+    wait for what becomes of it, since the model is loaded for it, or the backend on trial: `ControlPlane.answering` is to be told.
     """
 
     ask: Ask
@@ -70,7 +70,7 @@ class Grant(msgspec.Struct, frozen=True):
     attempts: int = 1
     allowance: Window | None = None
     timeouts: Timeouts | None = None
-    cold: bool = False
+    watched: bool = False
 
 
 class Ending(StrEnum):
@@ -124,7 +124,7 @@ class ControlPlane(Protocol):
         spent: don't finish it. Refused when no further execution is allowed."""
 
     def answering(self, grant: Grant) -> None:
-        """The answer of a grant that is `cold` begins."""
+        """The answer of a grant that is `watched` begins."""
 
     def finish(self, grant: Grant, outcome: Outcome) -> None:
         """Settle and record the request and free its slot. Idempotent."""
