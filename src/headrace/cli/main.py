@@ -18,6 +18,7 @@ from headrace.cli import (
     pull,
     quotas,
     requests,
+    routes,
     up,
     usage,
     users,
@@ -68,6 +69,7 @@ def build() -> typer.Typer:
     app.add_typer(users.build(), name="user")
     app.add_typer(keys.build(), name="key")
     app.add_typer(quotas.build(), name="quota")
+    app.add_typer(routes.build(), name="route")
     app.command()(usage.usage)
     app.add_typer(requests.build(), name="requests")
     app.add_typer(config.build(), name="config")

@@ -118,7 +118,7 @@ def gathered(told: Sequence[str]) -> ConfigError:
 
 
 def _heading(location: Location) -> str:
-    """`[server]`, `[[upstreams]] number 2`, `[timeouts] of [[upstreams]] number 2`, `fallback number 1 of [[routes]] number 2`."""
+    """`[server]`, `[[upstreams]] number 2`, `[timeouts] of [[upstreams]] number 2`, `fallbacks number 1 of [[routes]] number 2`."""
     match location:
         case (str() as section, int() as number):
             return f"[[{section}]] number {number + 1}"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
@@ -174,8 +174,13 @@ def _kind(field: FieldInfo) -> str:
         return str(unit.value)
     if fields.mark(field, InConfigFolder):
         return "path, relative to the file it stands in"
-    names: dict[Any, str] = {bool: "true or false", int: "whole number", float: "number", str: "text"}
-    return "secret" if "SecretStr" in text else names.get(field.annotation, "text")
+    if "SecretStr" in text:
+        return "secret"
+    names = {bool: "true or false", int: "whole number", float: "number"}
+    # Of `int | None`, too: that it may be unset stands in the next column.
+    return next(
+        (names[part] for part in (field.annotation, *get_args(field.annotation)) if part in names), "text"
+    )
 
 
 _INTRODUCTION = """
