@@ -102,6 +102,13 @@ def test_every_key_of_the_file_arrives_in_its_unit() -> None:
     assert (found.log.level, found.log.format) == ("debug", "json")
 
 
+def test_what_an_upstream_leaves_open_and_what_it_can_say() -> None:
+    plain = settings(UPSTREAM).upstreams[0]
+    assert (plain.kind, plain.capacity, plain.weight, plain.timeouts.total) == ("openai", None, 1.0, None)
+    said = settings(UPSTREAM + "capacity = 8\nweight = 2.5\ntimeouts = { total = '5m' }\n").upstreams[0]
+    assert (said.capacity, said.weight, said.timeouts.total) == (8, 2.5, 300.0)
+
+
 def test_which_file_is_read(folder: Path) -> None:
     home = folder / "home"
     home.mkdir()
@@ -301,6 +308,18 @@ class TestMistakes:
                 "[[engines]]\nid = 'a'\nmodel = 'demo'\n" * 2,
                 "'id' in [[engines]] number 2 of headrace.toml is 'a', which [[engines]] number 1 is called already; "
                 "give it another.",
+            ),
+            (
+                UPSTREAM + "kind = 'olama'\n",
+                "'kind' in [[upstreams]] number 1 of headrace.toml is 'olama', which nothing here speaks; did you mean 'ollama'?",
+            ),
+            (
+                UPSTREAM + "weight = -1\n",
+                "'weight' in [[upstreams]] number 1 of headrace.toml should be greater than or equal to 0; it is -1.",
+            ),
+            (
+                UPSTREAM + "timeouts = { total = 0 }\n",
+                "'total' in [timeouts] of [[upstreams]] number 1 of headrace.toml should be greater than 0; it is 0.",
             ),
             (
                 UPSTREAM + "api_key = 'k'\napi_key_file = 'f'\n",

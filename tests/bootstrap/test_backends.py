@@ -34,7 +34,7 @@ async def models(port: int) -> list[str]:
 async def test_a_local_ollama_is_found_at_the_start_and_used_beside_upstreams(tmp_path: Path) -> None:
     async with (
         FakeEngine(Script(models=("a",))) as upstream,
-        FakeEngine(Script(models=("llama3:8b",))) as ollama,
+        FakeEngine(Script(models=("llama3:8b",), dialect="ollama", cancels_unstreamed=True)) as ollama,
     ):
         text = f'[ollama]\nurl = "{ollama.url}"\n[[upstreams]]\nname = "up"\nurl = "{upstream.url}"\n'
         settings = await asyncio.to_thread(configured, tmp_path, text)
@@ -54,7 +54,10 @@ async def test_a_local_ollama_is_found_at_the_start_and_used_beside_upstreams(tm
 
 
 async def test_an_upstream_called_ollama_is_the_one_that_counts(tmp_path: Path) -> None:
-    async with FakeEngine(Script(models=("mine",))) as mine, FakeEngine(Script(models=("local",))) as local:
+    async with (
+        FakeEngine(Script(models=("mine",))) as mine,
+        FakeEngine(Script(models=("local",), dialect="ollama")) as local,
+    ):
         text = f'[ollama]\nurl = "{local.url}"\n[[upstreams]]\nname = "ollama"\nurl = "{mine.url}"\n'
         settings = await asyncio.to_thread(configured, tmp_path, text)
         catalog = Catalog.from_environment(settings.cache, os.environ)

@@ -1,4 +1,4 @@
-"""The direct connector does what every connector must."""
+"""The direct connector does what every connector must, and so does one that reads refusals."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 
 from headrace.connectors.direct import DirectConnector, Limits
 from headrace.connectors.endpoint import Endpoint
+from headrace.connectors.refusals import Judging, KnownRefusals
 from headrace.kernel.clock import SystemClock
-from headrace.ports.connector import Headers
+from headrace.ports.connector import Connector, Headers
 from support.connector_contract import ConnectorContract, Stage
 from support.http_peer import HttpPeer, PeerConnection, PeerRequest
 
@@ -57,6 +58,9 @@ class Backend:
 
 @pytest.mark.req("C25")
 class TestDirectConnector(ConnectorContract):
+    def staged(self, connector: Connector, peer: Backend, unreachable: Connector, full: Connector) -> Stage:
+        return Stage(connector, peer, unreachable, full, prefix="/base")
+
     @pytest.fixture
     async def stage(self) -> AsyncIterator[Stage]:
         clock = SystemClock()
@@ -68,6 +72,14 @@ class TestDirectConnector(ConnectorContract):
                 connector = DirectConnector(endpoint, clock=clock)
                 unreachable = DirectConnector(nowhere, clock=clock)
                 full = DirectConnector(endpoint, clock=clock, limits=Limits(connections=1))
-                yield Stage(connector, Backend(peer), unreachable, full, prefix="/base")
+                yield self.staged(connector, Backend(peer), unreachable, full)
                 for each in (connector, unreachable, full):
                     await each.close()
+
+
+class TestJudging(TestDirectConnector):
+    def staged(self, connector: Connector, peer: Backend, unreachable: Connector, full: Connector) -> Stage:
+        connector, unreachable, full = (
+            Judging(each, KnownRefusals()) for each in (connector, unreachable, full)
+        )
+        return super().staged(connector, peer, unreachable, full)
