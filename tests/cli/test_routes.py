@@ -128,8 +128,8 @@ def test_a_trial_tells_where_a_request_would_go(headrace: Command, house: Admini
     free = headrace("route", "test", "fake")
     assert [line.split() for line in free.out.splitlines()] == [
         ["Route:", "none"],
-        ["TARGET", "SELECTOR", "MODEL", "BACKENDS"],
-        ["1", "any", "fake", "b0", "(ready)"],
+        ["TARGET", "SELECTOR", "MODEL", "USED", "NOW", "BACKENDS"],
+        ["1", "any", "fake", "yes", "b0", "(ready)"],
     ]
     headrace("route", "add", "f*", "--selector", "node:b0", "--fallback", "any; model=other")
     told = headrace("route", "test", "fake", "--tag", "gpu", "--tag", "eu", "--json").json()

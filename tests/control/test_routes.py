@@ -109,7 +109,7 @@ class TestWhichCounts:
                 route("f", "hid*", priority=1),
             ]
         )
-        assert table.aliases == ["big", "small"]
+        assert table.aliases == {"big": "llama-70", "small": "llama-1"}
 
     def test_an_id_is_made_of_the_pattern(self) -> None:
         assert id_for("llama-*", ()) == "llama"
@@ -139,7 +139,8 @@ class TestAtOnce:
     async def test_what_is_listed_is_what_counts(self, process: Process) -> None:
         await process.book.create(route("b", "m", target="x"))
         assert [one.id for one in await process.book.routes()] == ["b", "static"]
-        assert process.book.aliases() == ["m"]
+        assert process.book.aliases() == {"m": "x"}
+        assert sorted(one.id for one in process.book.in_force) == ["b", "static"]
         assert await process.book.route("static") == STATIC
         assert (await process.book.route("b")).model == "m"
         with pytest.raises(NotFound):

@@ -244,6 +244,14 @@ class TestTrial:
         }
         assert (await desk.ask("POST", "/admin/routes/test", {"model": "foo"}))["targets"][0]["backends"]
 
+    async def test_what_a_request_means_is_told_by_who_knows(self) -> None:
+        """The route is that of the model without the tags behind its name."""
+        meant = {"model": "pinned-1", "tags": ["gpu"], "targets": []}
+        office = Office(explain=lambda model, _tags: meant if model == "pinned-1@gpu" else {})
+        async with administered(office=office) as house:
+            told = await Desk(house, office).ask("POST", "/admin/routes/test", {"model": "pinned-1@gpu"})
+        assert (told.pop("route")["id"], told) == ("pinned", meant)
+
     @pytest.mark.parametrize(
         ("body", "param"),
         [

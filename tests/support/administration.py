@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from headrace.adapters.ledger.memory import MemoryLedger
 from headrace.control.access import KeyRing
 from headrace.control.accounts import AccountBook
-from headrace.control.routes import RouteBook
+from headrace.control.routes import Explain, RouteBook
 from headrace.domain.access import Scope
 from headrace.domain.quota import Limits, Tier
 from headrace.domain.routing import Route, Target
@@ -58,13 +58,14 @@ def record(number: int, **changes: object) -> RequestRecord:
 
 @dataclass
 class Office:
-    """The parts of an administration. *tiers*: those that are configured."""
+    """The parts of an administration. *tiers*: those that are configured. *explain*: where requests would go, if somebody knows."""
 
     tiers: Mapping[str, Tier] = field(default_factory=lambda: TIERS)
     accounts: MemoryAccounts = field(default_factory=MemoryAccounts)
     records: Records = field(default_factory=MemoryRecords)
     journal: MemoryJournal = field(default_factory=MemoryJournal)
     routes: MemoryRoutes = field(default_factory=MemoryRoutes)
+    explain: Explain | None = None
 
     def __post_init__(self) -> None:
         self.ledger = MemoryLedger(self.journal, SystemClock())
@@ -75,7 +76,7 @@ class Office:
         """The administration of a gateway with these *keys*, opened by `ADMIN_KEY`."""
         keys.add(ADMIN_KEY, frozenset({Scope.INFERENCE, Scope.ADMIN}))
         self.book = AccountBook(self.accounts, keys, SystemClock(), self.tiers)
-        return Administration(self.book, self.records, self.ledger, self.route_book)
+        return Administration(self.book, self.records, self.ledger, self.route_book, self.explain)
 
 
 @contextlib.asynccontextmanager

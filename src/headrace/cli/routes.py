@@ -190,13 +190,20 @@ def _told_fallback(fallback: dict[str, Any]) -> str:
 def _show_trial(told: dict[str, Any]) -> None:
     route = told["route"]
     typer.echo(f"Route: {route['id'] if route else 'none'}")
-    columns = ("TARGET", "SELECTOR", "MODEL", "BACKENDS")
+    columns = ("TARGET", "SELECTOR", "MODEL", "USED NOW", "BACKENDS")
     rows = [
-        (place, target["selector"], target["model"], _told_backends(target["backends"]))
+        (
+            place,
+            target["selector"],
+            target["model"],
+            "yes" if target.get("used", place == 1) else "no",
+            ", ".join(_told_backend(backend) for backend in target["backends"]) or "none",
+        )
         for place, target in enumerate(told["targets"], 1)
     ]
     show_table(columns, rows)
 
 
-def _told_backends(backends: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{backend['id']} ({backend['state']})" for backend in backends) or "none"
+def _told_backend(backend: dict[str, Any]) -> str:
+    taken = f", {backend['busy']} of {backend['slots']} in use" if "slots" in backend else ""
+    return f"{backend['id']} ({backend['state']}{taken})"

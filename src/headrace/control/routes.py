@@ -39,9 +39,11 @@ class RouteTable:
         self._patterns = [
             (route, re.compile(translate(route.model)).match) for route in ranked if is_pattern(route.model)
         ]
-        self.aliases = sorted(
-            model for model, route in self._exact.items() if route.is_alias and self.find(model) is route
-        )
+        self.aliases = {
+            model: route.targets[0].model
+            for model, route in sorted(self._exact.items())
+            if route.is_alias and self.find(model) is route
+        }
 
     def find(self, model: str) -> Route | None:
         """The route that counts for *model*, as `best_route` has it; None where none is about it."""
@@ -82,8 +84,13 @@ class RouteBook:
         except KeyError:
             return self._find(model)
 
-    def aliases(self) -> list[str]:
-        """The names that routes give to models of other names, in order."""
+    @property
+    def in_force(self) -> list[Route]:
+        """All routes that count, as this process knows them."""
+        return list((self._stored | self._static).values())
+
+    def aliases(self) -> dict[str, str]:
+        """The names that routes give to models, each with the model that its first target is asked for."""
         return self._table.aliases
 
     async def refresh(self) -> None:
@@ -232,7 +239,8 @@ def _missing(route_id: str) -> NotFound:
 
 
 Explain = Callable[[str, tuple[str, ...]], dict[str, Any]]
-"""Where a request for a model with tags would go now: `targets`, a list with the `backends` of each; more, if one likes."""
+"""Where a request for a model with tags would go now: `targets`, each with its `selector`, `model` and `backends`; and `model` and
+`tags`, where the request means others than those that stand in it."""
 
 
 def explanation(book: RouteBook, registry: Registry) -> Explain:

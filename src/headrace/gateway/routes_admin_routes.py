@@ -88,9 +88,12 @@ class RouteRoutes:
     async def trial(self, request: Request, _asker: Principal) -> Response:
         """POST /admin/routes/test: which route counts, and where such a request would go now."""
         asked = await read(request, Trial)
-        route = self._book.route_for(asked.model)
-        told = {"model": asked.model, "tags": asked.tags, "route": _shown(route) if route else None}
-        return answer(told | self._explain(asked.model, asked.tags))
+        told = self._explain(asked.model, asked.tags)
+        route = self._book.route_for(
+            told.get("model", asked.model)
+        )  # without tags that stood behind its name
+        shown = _shown(route) if route else None
+        return answer({"model": asked.model, "tags": asked.tags, "route": shown} | told)
 
 
 def _shown(route: Route) -> dict[str, Any]:
