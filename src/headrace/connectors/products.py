@@ -63,8 +63,8 @@ class Plain(Product):
 
 
 class LlamaServer(Product):
-    """llama.cpp's server. It lists its model while it is still loading it, so `/health` is asked, too; and neither of them
-    asks for a key, as `/props` does."""
+    """llama.cpp's server. Some versions list their model while they still load it, or to those without a key; so `/health`,
+    which tells whether it is loaded, and `/props`, which asks for the key, are asked, too."""
 
     _RENEWED_AFTER = 30
 

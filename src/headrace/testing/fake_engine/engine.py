@@ -177,10 +177,10 @@ class FakeEngine(Host):
         """Answer what is asked beside inference."""
         script = self._script
         ids = self._ids()
-        if native.is_guarded(request.path, script) and self._is_stranger(request, script):
-            self._json(reply, 401, native.refused_key())
-        elif script.loading:
+        if script.loading:  # before it looks at keys, as llama.cpp does
             self._json(reply, 503, answers.error(503, "Loading model", "unavailable_error"))
+        elif native.is_guarded(request.path) and self._is_stranger(request, script):
+            self._json(reply, 401, native.refused_key())
         elif request.path == "/v1/models":
             owner = native.OWNERS.get(script.dialect, "fake")
             self._json(reply, 200, answers.models(ids, int(self._clock.now()), owner))

@@ -21,11 +21,9 @@ _MODIFIED = "2026-05-04T17:37:44.706015396-07:00"
 _DIGEST = "sha256:" + "0" * 64
 
 
-def is_guarded(path: str, script: Script) -> bool:
-    """Whether the product asks for the key at this path."""
-    if script.dialect == "llama.cpp":
-        return path in ("/props", "/slots")
-    return path.startswith(("/v1/", "/api/"))
+def is_guarded(path: str) -> bool:
+    """Whether products ask for the key at this path; none does for `/health`."""
+    return path.startswith(("/v1/", "/api/")) or path in ("/props", "/slots")
 
 
 def about(

@@ -69,8 +69,7 @@ class Script:
     stream_options: False refuses requests that have this member with 400.
     cancels_unstreamed: whether a client's leaving stops an answer that isn't streamed; llama.cpp runs on.
     slots: requests worked on at once; the rest queue, or get 503 where `when_full` says so.
-    loading: everything answers 503 "Loading model". api_key: what must come as bearer token, if set; llama.cpp lists its
-        models without it, too.
+    loading: everything answers 503 "Loading model". api_key: what must come as bearer token, if set.
     load_s: in the dialects of Ollama and LM Studio, how long a model that isn't in memory takes to come there; most_loaded:
         models that have room there. pullable: names that Ollama can fetch.
     keep_alive: False closes each connection after its answer.
