@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 
-import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from headrace.control.breaker import Breaker, BreakerPolicy, BreakerState
 from headrace.ports.connector import Broken, Busy, Failure, Lost, NotSent
 
-pytestmark = pytest.mark.req("C14")
 POLICY = BreakerPolicy(
     in_a_row=3, least=6, window_s=8, first_pause_s=1, longest_pause_s=10, calm_s=12, ramp_s=4
 )

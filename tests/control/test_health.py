@@ -23,11 +23,20 @@ POLICY = BreakerPolicy(
 READY, DOWN, LOADING = NodeState.READY, NodeState.DOWN, NodeState.LOADING
 
 
+class LateClock(ManualClock):
+    """Its timers are late by `late_s`, as those of a busy event loop."""
+
+    late_s = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.late_s
+
+
 class House:
     """Nodes and their health, and what runs there; no more runs than there are slots."""
 
     def __init__(self) -> None:
-        self.clock = ManualClock()
+        self.clock = LateClock()
         self.registry = Registry()
         self.told: list[int] = []
         self.running: dict[str, list[Grant]] = {}
@@ -212,6 +221,20 @@ class TestTrial:
         house.fail(hung[3])
         assert (house.state(), house.room()) == ("recovering", 2)
 
+    @pytest.mark.parametrize("told_first", [True, False])
+    def test_that_a_timer_is_late_lets_no_second_one_in(self, house: House, told_first: bool) -> None:
+        hung = [house.begin() for _ in range(3)]
+        house.open()
+        house.clock.late_s = 1.5
+        if told_first:
+            house.health.let_go(hung[0])
+            house.end(hung[0])
+        else:
+            house.let_go(hung[0])
+        assert house.health.slots == {"a": 0}
+        house.clock.advance(1)
+        assert house.room() == 1
+
     def test_where_what_hangs_takes_every_slot_the_trial_waits_for_one(self, house: House) -> None:
         hung = house.begin_all()
         for grant in hung[:3]:
@@ -232,6 +255,13 @@ class TestTrial:
         house.fail(trial, Broken("it broke off"))
         assert house.state() is BreakerState.OPEN
 
+    def test_the_first_of_an_answer_counts_for_the_trial_only(self, house: House) -> None:
+        house.open()
+        house.clock.advance(1.1)
+        house.succeed(house.begin())
+        house.health.answering(house.begin())
+        assert house.health.slots == {"a": 2}
+
     def test_the_first_of_an_old_answer_is_not(self, house: House) -> None:
         old = house.begin()
         house.open()
@@ -249,6 +279,14 @@ class TestTrial:
         assert house.state() is BreakerState.OPEN
         house.put()
         assert house.health.slots == {"a": 1}
+
+    def test_that_anything_else_of_it_changes_ends_no_pause(self, house: House) -> None:
+        house.open()
+        house.clock.advance(1.1)
+        house.fail(house.begin())
+        house.clock.advance(1.1)
+        house.put(capacity=9)
+        assert house.health.slots == {"a": 0}
 
 
 class TestChecks:

@@ -66,7 +66,6 @@ class Health:
         self._registry = registry
         self._clock = clock
         self._on_slots = on_slots
-        self._on_slots = on_slots
         self._running = running
         self._policy = policy
         self._draw = draw
@@ -196,19 +195,16 @@ class Health:
         if state is BreakerState.HALF_OPEN:
             # What still runs began before it was left alone: it may hang for minutes, and must not keep the trial out.
             watch.leftover = self._running(watch.node_id)
-        elif state is not BreakerState.RECOVERING:
-            watch.leftover = 0
-        if (
-            state is BreakerState.OPEN and before is not BreakerState.HALF_OPEN
-        ):  # one that stays away is told once
+        elif state is BreakerState.OPEN and before is not BreakerState.HALF_OPEN:
+            # One that stays away is told once, not with each trial.
             log.warning("backend left alone", action="backend.opened", node=watch.node_id, reason=watch.error)
         elif state is BreakerState.CLOSED:
             log.info("backend works again", action="backend.closed", node=watch.node_id)
 
 
 class _Watch:
-    """What is known of one node. seen: the breaker's state that the slots are of. leftover: requests that still run there and
-    began before the latest trial."""
+    """What is known of one node. seen: the breaker's state that the slots are of. leftover: while it is half-open or recovers,
+    requests that still run there and began before the trial."""
 
     __slots__ = (
         "breaker", "capacity", "error", "error_at", "leftover", "node_id", "seen", "state", "timer",
