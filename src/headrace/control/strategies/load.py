@@ -1,0 +1,165 @@
+"""What the backends carry now, and how fast they have been."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from headrace.control.strategies.sets import Tally
+
+SMOOTHING: Final = 0.2
+"""The share of the latest observation in a pace: the five or so before it count for as much as all earlier ones."""
+TOKENS: Final = 64
+"""After the first one: so many are expected of an answer, for the comparison of backends."""
+_KEPT_SUMS: Final = 256
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """How fast a backend was with a model lately, in seconds: from the request to the first token, and from one token to the next.
+    Both are moving averages. between_s: 0 as long as no answer had two tokens. expected_s: how long the first tokens take."""
+
+    first_s: float
+    between_s: float = 0.0
+    expected_s: float = -1.0
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "expected_s", self.first_s + TOKENS * self.between_s)
+
+    def observed(self, first_s: float, between_s: float | None = None) -> Pace:
+        """With one more answer; *between_s* None where it had no second token."""
+        first = _averaged(self.first_s, first_s)
+        if between_s is None:
+            return Pace(first, self.between_s)
+        return Pace(first, _averaged(self.between_s, between_s) if self.between_s else between_s)
+
+
+class Load:
+    """Which backend runs how much, and may run how much. One writer: whoever grants and frees slots.
+
+    A backend that wasn't allowed any slots isn't used. It may run more than it is allowed, when that was lowered meanwhile.
+
+    busy: backend id → requests that it runs now; missing: 0. slots: backend id → requests that it may run at once. Both are to be
+    read only.
+    open: the seats of those that have a free slot, as a set. seats: backend id → its number in such sets. version: grows when seats
+    are given or given back, after which a seat may be another's.
+    free: by seat, the slots that are free.
+    """
+
+    __slots__ = (
+        "_allowed",
+        "_busy",
+        "_paces",
+        "_slots",
+        "_sums",
+        "_vacant",
+        "busy",
+        "free",
+        "open",
+        "seats",
+        "slots",
+        "version",
+    )
+
+    def __init__(self) -> None:
+        self._busy: dict[str, int] = {}
+        self._slots: dict[str, int] = {}
+        self._paces: dict[str, dict[str, Pace]] = {}
+        self._vacant: list[int] = []
+        self._sums: dict[int, int] = {}
+        self.busy: Final[Mapping[str, int]] = self._busy
+        self.slots: Final[Mapping[str, int]] = self._slots
+        self.seats: Final[dict[str, int]] = {}
+        self.version = 0
+        self.open = 0
+        self.free: Final = Tally()
+        self._allowed = Tally()
+
+    def allow(self, node_id: str, slots: int) -> None:
+        """From now on the backend may run so many requests at once; 0: it isn't to be used (it is down, or left alone)."""
+        slots = max(0, slots)
+        if self._slots.get(node_id) == slots:
+            return
+        self._slots[node_id] = slots
+        self._count(self._bit(node_id), slots, self._busy.get(node_id, 0))
+
+    def forget(self, node_id: str) -> None:
+        """The backend is gone. What it still runs counts until it is given back; nothing happens when nothing is known of it."""
+        for model, paces in list(self._paces.items()):
+            paces.pop(node_id, None)
+            if not paces:
+                del self._paces[model]
+        if self._slots.pop(node_id, None) is None:
+            return
+        self._count(self._bit(node_id), 0, 0)
+        heapq.heappush(self._vacant, self.seats.pop(node_id))
+        self.version += 1
+
+    def take(self, node_id: str) -> None:
+        """One request more runs there."""
+        busy = self._busy.get(node_id, 0)
+        self._busy[node_id] = busy + 1
+        left = self._slots.get(node_id, 0) - busy
+        if left > 0:
+            bit = 1 << self.seats[node_id]
+            self.free.subtract(bit)
+            if left == 1:
+                self.open ^= bit
+
+    def give_back(self, node_id: str) -> None:
+        """One request less runs there. There has to be one."""
+        busy = self._busy[node_id] - 1
+        if busy:
+            self._busy[node_id] = busy
+        else:
+            del self._busy[node_id]
+        left = self._slots.get(node_id, 0) - busy
+        if left > 0:
+            bit = 1 << self.seats[node_id]
+            self.free.add(bit)
+            self.open |= bit
+
+    def used(self, within: int) -> tuple[int, int]:
+        """Of the seats of a set together: the slots that are taken, and all."""
+        slots = self._sums.get(within)
+        if slots is None:
+            if len(self._sums) >= _KEPT_SUMS:
+                self._sums.clear()
+            slots = self._sums[within] = self._allowed.total(within)
+        return slots - self.free.total(within), slots
+
+    def observe(self, node_id: str, model: str, first_s: float, between_s: float | None = None) -> None:
+        """An answer came so fast; see `Pace`. Nothing happens for a backend that is gone."""
+        if node_id not in self._slots:
+            return
+        paces = self._paces.setdefault(model, {})
+        before = paces.get(node_id)
+        paces[node_id] = before.observed(first_s, between_s) if before else Pace(first_s, between_s or 0.0)
+
+    def paces(self, model: str) -> Mapping[str, Pace]:
+        """How fast backends were with the model, by id; those of which nothing came yet are missing."""
+        return self._paces.get(model, _NONE)
+
+    def _bit(self, node_id: str) -> int:
+        seat = self.seats.get(node_id)
+        if seat is None:
+            seat = heapq.heappop(self._vacant) if self._vacant else len(self.seats)
+            self.seats[node_id] = seat
+            self.version += 1
+        return 1 << seat
+
+    def _count(self, bit: int, slots: int, busy: int) -> None:
+        free = max(0, slots - busy)
+        self._allowed.put(bit, slots)
+        self._sums.clear()
+        self.free.put(bit, free)
+        self.open = self.open | bit if free else self.open & ~bit
+
+
+def _averaged(average: float, seen: float) -> float:
+    return average + SMOOTHING * (seen - average)
+
+
+_NONE: Final[Mapping[str, Pace]] = {}
