@@ -9,11 +9,13 @@ import pytest
 
 from headrace.connectors.direct import DirectConnector, Limits
 from headrace.connectors.endpoint import Endpoint
+from headrace.connectors.exchange import DirectExchange
 from headrace.connectors.refusals import Judging, KnownRefusals
 from headrace.kernel.clock import SystemClock
-from headrace.ports.connector import Connector, Headers
+from headrace.ports.connector import Exchange, Headers, UpstreamRequest
 from support.connector_contract import ConnectorContract, Stage
 from support.http_peer import HttpPeer, PeerConnection, PeerRequest
+from support.recorder import Recorder
 
 
 class Answering:
@@ -58,7 +60,9 @@ class Backend:
 
 @pytest.mark.req("C25")
 class TestDirectConnector(ConnectorContract):
-    def staged(self, connector: Connector, peer: Backend, unreachable: Connector, full: Connector) -> Stage:
+    def staged(
+        self, connector: DirectConnector, peer: Backend, unreachable: DirectConnector, full: DirectConnector
+    ) -> Stage:
         return Stage(connector, peer, unreachable, full, prefix="/base")
 
     @pytest.fixture
@@ -78,8 +82,45 @@ class TestDirectConnector(ConnectorContract):
 
 
 class TestJudging(TestDirectConnector):
-    def staged(self, connector: Connector, peer: Backend, unreachable: Connector, full: Connector) -> Stage:
-        connector, unreachable, full = (
-            Judging(each, KnownRefusals()) for each in (connector, unreachable, full)
-        )
-        return super().staged(connector, peer, unreachable, full)
+    def staged(
+        self, connector: DirectConnector, peer: Backend, unreachable: DirectConnector, full: DirectConnector
+    ) -> Stage:
+        judging = [Judging(each, KnownRefusals()) for each in (connector, unreachable, full)]
+        return Stage(judging[0], peer, judging[1], judging[2], prefix="/base")
+
+    async def test_whoever_leaves_at_the_head_of_a_long_error_hears_no_more_of_it(self, stage: Stage) -> None:
+        sink = Leaving()
+        sink.exchange = stage.connector.start(UpstreamRequest("GET", "/"), sink)
+        answer = await stage.peer.next()
+        answer.head(503, [(b"content-type", b"text/plain")])
+        answer.data(b"x" * 100_000)
+        await sink.last()
+        assert (sink.status, sink.chunks) == (503, 0)
+        assert sink.failure is not None
+        await answer.gone()
+
+    @pytest.mark.parametrize("status", [200, 500])
+    async def test_nothing_stands_between_the_backend_and_the_sink_once_it_answers(
+        self, stage: Stage, status: int
+    ) -> None:
+        sink = Recorder()
+        exchange = stage.connector.start(UpstreamRequest("GET", "/"), sink)
+        assert isinstance(exchange, DirectExchange)
+        answer = await stage.peer.next()
+        answer.head(status, [])
+        answer.data(b"x" * 100_000)
+        await sink.headed()
+        assert exchange.sink is sink
+        answer.end()
+        assert (await sink.last()).ended
+        assert len(sink.body) == 100_000
+
+
+class Leaving(Recorder):
+    """Cancels with the head."""
+
+    exchange: Exchange
+
+    def head(self, status: int, headers: Headers) -> None:
+        super().head(status, headers)
+        self.exchange.cancel()

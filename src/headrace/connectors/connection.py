@@ -16,7 +16,7 @@ import structlog
 
 from headrace.connectors.exchange import DirectExchange
 from headrace.kernel.outbox import Outbox
-from headrace.ports.connector import MAX_AFTER_PAUSE, Failure, Headers, Lost
+from headrace.ports.connector import MAX_AFTER_PAUSE, Failure, Headers, Lost, Sink
 from headrace.wire.http1_response import KnownHead, ResponseError, ResponseReader
 
 log = structlog.get_logger(__name__)
@@ -131,6 +131,11 @@ class Connection(asyncio.Protocol):
             transport.resume_reading()
         if self._held:
             self._loop.call_soon(self._pass_on_held)
+
+    def hand_over(self, sink: Sink) -> None:
+        """What comes from now on is *sink*'s."""
+        if self._reader is not None:
+            self._reader.receiver = sink
 
     def leave(self, *, drain: bool) -> None:
         """The exchange was cancelled: cut the connection, or read its answer to the end for nobody."""

@@ -27,7 +27,6 @@ from headrace.kernel.outbox import Outbox
 from headrace.ports.connector import (
     Busy,
     Connector,
-    Exchange,
     Failure,
     Lost,
     NotSent,
@@ -111,7 +110,7 @@ class DirectConnector(Connector, Owner):
         """Those of them that wait for a request."""
         return len(self._idle) + len(self._settling)
 
-    def start(self, request: UpstreamRequest, sink: Sink) -> Exchange:
+    def start(self, request: UpstreamRequest, sink: Sink) -> DirectExchange:
         """See the port.
 
         Raises:

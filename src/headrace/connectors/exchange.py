@@ -22,6 +22,9 @@ class Carrier(Protocol):
     def resume(self) -> None:
         """Read again; what was held back comes first, soon."""
 
+    def hand_over(self, sink: Sink) -> None:
+        """What comes from now on is *sink*'s."""
+
     def leave(self, *, drain: bool) -> None:
         """The exchange was cancelled: cut the connection, or read its answer to the end for nobody."""
 
@@ -67,6 +70,14 @@ class DirectExchange(Exchange):
             self.connection.leave(drain=not self.request.stoppable)
         elif self.abandon is not None:
             self.abandon()
+
+    def hand_over(self, sink: Sink) -> None:
+        """Let *sink* hear the rest, in the place of the one that asks for it from inside its own call; nothing after the
+        last call."""
+        if self.sink is not None:
+            self.sink = sink
+            if self.connection is not None:
+                self.connection.hand_over(sink)
 
     @property
     def over(self) -> bool:

@@ -1,18 +1,19 @@
 """What a backend's refusal says about the work: nothing but its own words tell whether it had begun.
 
 A 503 counts as lost, for it may have been executed; where the product is known to say these words before it begins, trying
-again is free, and the sink hears `Busy` or `Loading` instead. Only answers of 400 and above are looked at: what passes on the
-tokens of an answer is the sink itself.
+again is free, and the sink hears `Busy` or `Loading` instead. Only answers of 400 and above are looked at: with the head of any
+other the connection is handed the sink itself, so that no token costs anything.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
 
+from headrace.connectors.direct import DirectConnector
+from headrace.connectors.exchange import DirectExchange
 from headrace.ports.connector import (
     Busy,
     Connector,
@@ -77,14 +78,16 @@ class KnownRefusals(Dialect):
 class Judging(Connector):
     """A connector whose refusals are read in the backend's dialect. `plain`: the same without, for questions to the backend."""
 
-    def __init__(self, connector: Connector, dialect: Dialect) -> None:
+    def __init__(self, connector: DirectConnector, dialect: Dialect) -> None:
         self.traits = connector.traits
         self.plain = connector
         self._dialect = dialect
 
     def start(self, request: UpstreamRequest, sink: Sink) -> Exchange:
         """See the port."""
-        return self.plain.start(request, Judged(sink, self._dialect))
+        judged = Judged(sink, self._dialect)
+        judged.exchange = exchange = self.plain.start(request, judged)
+        return exchange
 
     async def close(self) -> None:
         """See the port."""
@@ -98,49 +101,50 @@ class Judged:
     whether or not the exchange is paused.
     """
 
-    __slots__ = ("_dialect", "_head", "_held", "_sink", "data")
+    __slots__ = ("_dialect", "_head", "_held", "_sink", "exchange")
+
+    exchange: DirectExchange
 
     def __init__(self, sink: Sink, dialect: Dialect) -> None:
         self._sink = sink
         self._dialect = dialect
         self._head: tuple[int, Headers] | None = None
         self._held = b""
-        self.data: Callable[[bytes], None] = sink.data  # the token path: no call of ours in between
 
     def head(self, status: int, headers: Headers) -> None:
-        """Hold back what may be a refusal."""
+        """Hold back what may be a refusal; let the sink itself hear anything else."""
         if status < 400:
+            self.exchange.hand_over(self._sink)
             self._sink.head(status, headers)
         else:
             self._head = status, headers
-            self.data = self._hold
 
-    def end(self) -> None:
-        """Judge what was held back."""
-        if self._head is not None:
-            failure = self._dialect.refusal(*self._head, self._held)
-            if failure is not None:
-                self._sink.fail(failure)
-                return
-            self._pass_on()
-        self._sink.end()
-
-    def fail(self, failure: Failure) -> None:
-        """It broke off: what came so far is judged by core."""
-        self._sink.fail(failure)
-
-    def _hold(self, chunk: bytes) -> None:
+    def data(self, chunk: bytes) -> None:
+        """Some of what may be a refusal."""
         self._held += chunk
         if len(self._held) > MAX_REFUSAL_BYTES:
             self._pass_on()
 
+    def end(self) -> None:
+        """Judge what was held back."""
+        assert self._head is not None
+        failure = self._dialect.refusal(*self._head, self._held)
+        if failure is not None:
+            self._sink.fail(failure)
+        else:
+            self._pass_on()
+            self._sink.end()
+
+    def fail(self, failure: Failure) -> None:
+        """It broke off."""
+        self._sink.fail(failure)
+
     def _pass_on(self) -> None:
         assert self._head is not None
-        (status, headers), self._head = self._head, None
         held, self._held = self._held, b""
-        self.data = self._sink.data
-        self._sink.head(status, headers)
-        if held:
+        self.exchange.hand_over(self._sink)
+        self._sink.head(*self._head)
+        if held and not self.exchange.cancelled:
             self._sink.data(held)
 
 

@@ -53,7 +53,7 @@ class Pace:
     first_retry_s: float = 1.0
     loading_s: float = 1.0
     soon_s: float = 0.25
-    at_once: int = 64
+    at_once: int = 128
 
 
 class Discovery:
