@@ -79,13 +79,20 @@ class AccountBook:
 
     async def follow(self) -> None:
         """Heed what other processes change, for ever."""
+        stale = False  # told once, not twice a second
         while True:
             await asyncio.sleep(FOLLOW_S)
             try:
                 if await self._accounts.generation() != self._generation:
                     await self.refresh()
             except RequestError as error:
-                log.warning("keys can't be read anew", action="accounts.stale", reason=error.message)
+                if not stale:
+                    log.warning("keys can't be read anew", action="accounts.stale", reason=error.message)
+                stale = True
+            else:
+                if stale:
+                    log.info("keys can be read anew", action="accounts.fresh")
+                stale = False
 
     async def users(self, *, after: str = "", limit: int | None = None) -> list[User]:
         """Users by id: all, or the first *limit* of those behind *after*."""

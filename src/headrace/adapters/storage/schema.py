@@ -300,7 +300,10 @@ generations = Table(
     "generations",
     METADATA,
     Column(
-        "name", String(20), primary_key=True, comment="What changed: `accounts` (users, keys and routes)."
+        "name",
+        String(20),
+        primary_key=True,
+        comment="What changed: `accounts` (users, keys and routes); `ledger`: which gateway counts quota.",
     ),
     Column("value", BigInteger, nullable=False, server_default=text("0"), comment="Grows with each change."),
     comment="Numbers that tell other processes to read again.",
