@@ -97,8 +97,9 @@ class MessagesExchange(Exchange, Sink):
         if self._cancelled or self._outlet.over:
             return
         self._cancelled = True
+        complete = self._outlet.ended
         self._outlet.drop()
-        if self._outlet.ended:
+        if complete:
             asyncio.get_running_loop().call_soon(
                 self._outlet.fail, Lost("cancelled, and the backend has ended")
             )

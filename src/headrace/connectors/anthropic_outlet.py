@@ -73,8 +73,9 @@ class Outlet:
             asyncio.get_running_loop().call_soon(self._pass_on)
 
     def drop(self) -> None:
-        """Forget what is held; only the last call is still to come."""
+        """Forget what is held, and that it was complete: only `fail` is still to come."""
         self._held = b""
+        self._ended = False
 
     def _pass_on(self) -> None:
         """In pieces, so that a pause takes effect after one of them."""

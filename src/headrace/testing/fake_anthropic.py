@@ -122,7 +122,7 @@ class FakeAnthropic:
     async def handle(self, request: Received, reply: Reply, connection: Connection) -> None:
         """Answer one request."""
         script = self.script
-        if script.api_key and request.header("x-api-key") != script.api_key:
+        if script.api_key and script.api_key not in _keys(request):
             _whole(reply, 401, error_body(script, ("authentication_error", "invalid x-api-key: sk-ant-…")))
         elif request.header("anthropic-version") not in _VERSIONS:
             _whole(reply, 400, error_body(script, ("invalid_request_error", "anthropic-version: not valid")))
@@ -224,6 +224,11 @@ class _Line(Host):
 
     def keeps_alive(self) -> bool:
         return True
+
+
+def _keys(request: Received) -> tuple[str | None, str]:
+    """The key as the API's first version takes it, and as its maker's library now sends it."""
+    return request.header("x-api-key"), (request.header("authorization") or "").removeprefix("Bearer ")
 
 
 def _whole(reply: Reply, status: int, body: Json, headers: dict[str, str] | None = None) -> None:
