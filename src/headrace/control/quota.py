@@ -10,9 +10,11 @@ A request is charged as one, and with the tokens that it used, however it ended;
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
+from msgspec.structs import replace
 
 from headrace.control.recording import Recorder
 from headrace.domain.inference import Usage
@@ -32,13 +34,15 @@ from headrace.ports.control import Admission, Ask, ControlPlane, Ending, Grant, 
 from headrace.ports.ledger import Charge, QuotaLedger, Standing, Verdict
 
 _SOON = (Period.NOW, Period.MINUTE)
-_CONCURRENCY = Measure.CONCURRENCY
+_CONCURRENCY, _OF_TOKENS = Measure.CONCURRENCY, Measure.TOKENS
+_ENTRY, _TOKENS = "/entry", "/tokens"
+"""What its two reservations are called, after the request."""
 
 
 class QuotaPlane(ControlPlane):
     """A control plane that asks *ledger* before and after *placing* grants. Who has no limits passes it by.
 
-    secret_models: to a key that may not use a model, it doesn't exist.
+    secret_models: to a key that may not use a model, it doesn't exist. held: requests that were granted and haven't ended, by id.
     """
 
     def __init__(
@@ -55,7 +59,7 @@ class QuotaPlane(ControlPlane):
         self.clock = clock
         self._recorder = recorder
         self._secret_models = secret_models
-        self._held: dict[str, _Held] = {}
+        self.held: dict[str, _Held] = {}
         self.refusals: dict[str, int] = {}
 
     def admit(self, ask: Ask, told: Admission) -> Waiting:
@@ -69,12 +73,15 @@ class QuotaPlane(ControlPlane):
         if not principal.entry and not principal.tokens:
             return self.placing.admit(ask, told)
         held = _Held(self, ask, told)
-        held.begin()
+        if principal.tokens:  # who has nothing left is refused at once, before anything is reserved
+            self.ledger.peek(principal.tokens, held.peeked)
+        else:
+            held.enter()
         return held
 
     def retry(self, grant: Grant, failure: Failure, told: Admission) -> Waiting:
         """See the port. What was reserved for the request stays so."""
-        held = self._held.get(grant.ask.request_id)
+        held = self.held.get(grant.ask.request_id)
         if held is None:
             return self.placing.retry(grant, failure, told)
         held.told = told
@@ -88,27 +95,23 @@ class QuotaPlane(ControlPlane):
     def finish(self, grant: Grant, outcome: Outcome) -> None:
         """See the port."""
         self.placing.finish(grant, outcome)
-        held = self._held.pop(grant.ask.request_id, None)
+        held = self.held.pop(grant.ask.request_id, None)
         if held is not None:
+            held.waiting = None  # it knows *held*, too: nothing is left to the garbage collector
             held.settle(outcome.usage.total_tokens)
-
-    def hold(self, held: _Held) -> None:
-        """*held* was granted: its end will be told."""
-        self._held[held.ask.request_id] = held
-
-    def forget(self, held: _Held) -> None:
-        """*held* won't be granted again."""
-        self._held.pop(held.ask.request_id, None)
 
     def _not_allowed(self, model: str) -> RequestError:
         if self._secret_models:
             return ModelHidden(model)
         return Forbidden(f"Your key may not use the model {model!r}.", code="model_not_allowed")
 
+    def status_of(self, error: RequestError) -> int:
+        """Which status a client is told with *error*; 0 where nobody records it."""
+        return self._recorder.status_of(error) if self._recorder is not None else 0
+
     def outcome_of(self, refusal: RequestError) -> Outcome:
         """How a grant ends that nothing was done with, since *refusal* came in between."""
-        status = self._recorder.status_of(refusal) if self._recorder is not None else 0
-        return Outcome(Ending.FAILED, Usage(), status, code_of(refusal))
+        return Outcome(Ending.FAILED, Usage(), self.status_of(refusal), code_of(refusal))
 
     def count(self, ask: Ask, refusal: RequestError) -> RequestError:
         """Count and record a request that is refused before it was placed."""
@@ -140,13 +143,6 @@ class _Held(msgspec.Struct, eq=False):
     standings: tuple[Standing, ...] = ()
     grant: Grant | None = None
 
-    def begin(self) -> None:
-        """Refuse at once who has nothing left, before anything is reserved."""
-        if self.ask.principal.tokens:
-            self.owner.ledger.peek(self.ask.principal.tokens, self._peeked)
-        else:
-            self._enter()
-
     def withdraw(self) -> None:
         """See the port."""
         if self.withdrawn:
@@ -155,7 +151,7 @@ class _Held(msgspec.Struct, eq=False):
         if self.waiting is not None:
             self.waiting.withdraw()
         if self.executed:
-            self.owner.forget(self)
+            self.owner.held.pop(self.ask.request_id, None)
             self.settle(0)
         else:
             self._give_back()
@@ -165,36 +161,41 @@ class _Held(msgspec.Struct, eq=False):
         ledger, request_id = self.owner.ledger, self.ask.request_id
         if self.entered:
             self.entered = False
-            ledger.settle(request_id + "/entry", {})
+            ledger.settle(request_id + _ENTRY, {})
         if self.reserved:
             self.reserved = False
-            ledger.settle(request_id + "/tokens", {Measure.TOKENS: tokens})
+            ledger.settle(request_id + _TOKENS, {_OF_TOKENS: tokens})
 
-    def _peeked(self, verdict: Verdict) -> None:
+    def peeked(self, verdict: Verdict) -> None:
+        """How the windows of its tokens stand."""
         if self.withdrawn:
             return
-        if verdict.granted:
-            self._enter()
-        else:
+        if verdict.refused or verdict.unavailable:
             self._refuse(verdict)
+        else:
+            self.enter()
 
-    def _enter(self) -> None:
-        windows = self.ask.principal.entry
-        if not windows:
+    def enter(self) -> None:
+        """Reserve what it takes to wait for a place, and then ask for one."""
+        ask = self.ask
+        windows = ask.principal.entry
+        if windows:
+            charges = [Charge(window, 1) for window in windows]
+            self.owner.ledger.reserve(ask.request_id + _ENTRY, charges, self._entry_decided)
+        else:
             self._place()
-            return
-        charges = [Charge(window, 1) for window in windows]
-        self.owner.ledger.reserve(self.ask.request_id + "/entry", charges, self._entry_decided)
 
     def _entry_decided(self, verdict: Verdict) -> None:
-        self.entered = verdict.granted
+        if verdict.refused or verdict.unavailable:
+            if not self.withdrawn:
+                self._refuse(verdict)
+            return
+        self.entered = True
         self.standings = verdict.standings
         if self.withdrawn:
             self._give_back()
-        elif verdict.granted:
-            self._place()
         else:
-            self._refuse(verdict)
+            self._place()
 
     def _place(self) -> None:
         waiting = self.owner.placing.admit(self.ask, self)
@@ -203,25 +204,26 @@ class _Held(msgspec.Struct, eq=False):
 
     def granted(self, grant: Grant) -> None:
         """It has a slot: reserve its tokens, unless that was done for an earlier execution."""
-        windows = self.ask.principal.tokens
+        ask = self.ask
+        windows = ask.principal.tokens
         if self.reserved or not windows:
             self._pass_on(grant)
             return
         self.grant = grant
-        needed = self.ask.estimated_tokens or 1
+        needed = ask.estimated_tokens or 1
         charges = [Charge(window, needed) for window in windows]
-        self.owner.ledger.reserve(self.ask.request_id + "/tokens", charges, self._tokens_decided)
+        self.owner.ledger.reserve(ask.request_id + _TOKENS, charges, self._tokens_decided)
 
     def _tokens_decided(self, verdict: Verdict) -> None:
         grant, self.grant = self.grant, None
         assert grant is not None, "its tokens are reserved once it is granted"
-        self.reserved = verdict.granted
-        self.standings += verdict.standings
         placing = self.owner.placing
+        granted = self.reserved = not (verdict.refused or verdict.unavailable)
         if self.withdrawn:
             placing.finish(grant, Outcome(Ending.CANCELLED, Usage(), status=0))
             self._give_back()
-        elif verdict.granted:
+        elif granted:
+            self.standings += verdict.standings
             self._pass_on(grant)
         else:
             refusal = self._refusal(verdict)
@@ -230,15 +232,15 @@ class _Held(msgspec.Struct, eq=False):
             self.told.refused(self.owner.tally(refusal))
 
     def _pass_on(self, grant: Grant) -> None:
+        owner = self.owner
         self.executed = True
-        self.owner.hold(self)
-        budgets = _nearest(self.standings, self.owner.clock.now())
-        self.told.granted(msgspec.structs.replace(grant, budgets=budgets))
+        owner.held[self.ask.request_id] = self
+        self.told.granted(replace(grant, budgets=_nearest(self.standings, owner.clock.now())))
 
     def refused(self, refusal: RequestError) -> None:
         """There was no place for it, or no further one."""
         if self.executed:
-            self.owner.forget(self)
+            self.owner.held.pop(self.ask.request_id, None)
             self.settle(0)
         else:
             self._give_back()
@@ -262,10 +264,10 @@ class _Held(msgspec.Struct, eq=False):
         ledger, request_id = self.owner.ledger, self.ask.request_id
         if self.entered:
             self.entered = False
-            ledger.release(request_id + "/entry")
+            ledger.release(request_id + _ENTRY)
         if self.reserved:
             self.reserved = False
-            ledger.release(request_id + "/tokens")
+            ledger.release(request_id + _TOKENS)
 
 
 class _Nothing(Waiting):
@@ -280,21 +282,23 @@ _NOTHING = _Nothing()
 
 def _nearest(standings: Sequence[Standing], now: float) -> tuple[Budget, ...]:
     """Of requests and of tokens how that limit stands that is the nearest to its end."""
-    found: dict[Measure, Standing] = {}
+    nearest: dict[Measure, Standing] = {}
+    shares = {_CONCURRENCY: math.inf}
     for standing in standings:
         window = standing.window
-        measure, limit = window.measure, window.limit
-        if measure is _CONCURRENCY:
-            continue
-        known = found.get(measure)
-        if known is None or standing.used * known.window.limit > known.used * limit:
-            found[measure] = standing
-    return tuple(
-        [
-            Budget(measure, standing.window.limit, standing.remaining, max(0.0, standing.resets_at - now))
-            for measure, standing in found.items()
-        ]
-    )
+        measure = window.measure
+        share = standing.used / window.limit
+        if share > shares.get(measure, -1.0):
+            shares[measure] = share
+            nearest[measure] = standing
+    return tuple([_budget(standing, now) for standing in nearest.values()])
+
+
+def _budget(standing: Standing, now: float) -> Budget:
+    window = standing.window
+    left = window.limit - standing.used
+    wait_s = standing.resets_at - now
+    return Budget(window.measure, window.limit, max(0, left), max(0.0, wait_s))
 
 
 def _exceeded(

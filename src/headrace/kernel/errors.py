@@ -30,7 +30,8 @@ except `UpstreamRefused`, which carries the backend's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+
+import msgspec
 
 
 class HeadraceError(Exception):
@@ -145,7 +146,7 @@ class RequestTimeout(RequestError):
     code = "request_timeout"
 
 
-class Budget(NamedTuple):
+class Budget(msgspec.Struct, frozen=True, gc=False):
     """How a limit stands: of what (`requests`, `tokens`, `concurrency`), how much, what is left, seconds until it is renewed."""
 
     measure: str

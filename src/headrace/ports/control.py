@@ -53,7 +53,7 @@ class Grant(msgspec.Struct, frozen=True):
     granted_at: when, on the granting process's monotonic clock.
     position: about how many grants it was away from this one when it began to wait; 0: it didn't wait.
     waited_s: how long it has waited for a place, all in all.
-    budgets: how the limits stand that it was held to; none where there are none.
+    budgets: how the limits stand that it was held to, of each measure the nearest to its end; none where there are none.
     allowance: a window of the route's that it is charged to as well, with what the request uses.
     timeouts: how long the backend may take; None: as its connector says. watched: others
     wait for what becomes of it, since the model is loaded for it, or the backend on trial: `ControlPlane.answering` is to be told.

@@ -135,7 +135,7 @@ async def test_settlements_are_written_together_each_in_its_windows() -> None:
     scene.write()
     assert scene.journal.commits == before + 1
     assert [(e.reservation, e.measure, e.amount, e.starts_at, e.at) for e in scene.journal.entries] == [
-        (f"r{n}", measure, amount, DAY, NOON)
+        (f"r{n}", measure, amount, DAY, NOON + 0.1)  # when it was written
         for n in range(3)
         for measure, amount in ((TOKENS, 10 + n), (REQUESTS, 1))
     ]

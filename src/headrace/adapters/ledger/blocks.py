@@ -44,24 +44,22 @@ EACH_COMMITTED = BlockSize(1 << 62, 0, 0, 1)
 class Count:
     """What is used of one window in one stretch of time.
 
-    used: settled and reserved, waiting reservations included. ceiling: what may be told as granted, whichever way the commit
-    in flight ends. ask_at: beyond that use, more should be asked for. settled: in the journal. adding, next_ceiling: what the
-    commit in flight will add and allow. covered: the number of the last commit that allowed everything that was used when it
-    was made; building: that of the one in flight. free: concurrency, which no journal
-    knows. idle: nothing ran when the windows were last swept.
+    window: as it was last asked for. used: settled and reserved, waiting reservations included. ceiling: what may be told as
+    granted, whichever way the commit in flight ends. ask_at: beyond that use, more should be asked for. swift_to: up to there,
+    a reservation fits and there is nothing to ask for. settled: in the journal. adding, next_ceiling: what the commit in flight
+    will add and allow. covered: the number of the last commit that allowed everything that was used when it was made; building:
+    that of the one in flight, 0 where it doesn't set the block. free: concurrency, which no journal knows. idle: nothing
+    happened here when the windows were last swept.
     """
 
-    subject: str
-    measure: Measure
-    period: Period
+    window: Window
     starts_at: int
     resets_at: int
-    ends_at: float
-    limit: int = 0
     block: int = 0
     used: int = 0
     ceiling: int = 0
     ask_at: int = 0
+    swift_to: int = 0
     settled: int = 0
     adding: int = 0
     next_ceiling: int = 0
@@ -70,22 +68,30 @@ class Count:
     free: bool = False
     idle: bool = False
 
-    def bind(self, limit: int, sizes: BlockSize) -> None:
-        """From now on it is asked for with that limit."""
-        self.limit = limit
+    def bind(self, window: Window, sizes: BlockSize) -> None:
+        """From now on it is asked for as *window*, which has another limit."""
+        self.window = window
         if not self.free:
-            self.block = sizes.of(self.measure, limit)
-            self.allow(self.ceiling)
+            self.block = sizes.of(window.measure, window.limit)
+        self.allow(self.ceiling)
 
     def allow(self, ceiling: int) -> None:
         """Set the ceiling, and where to ask for more: at half a block below it, while the limit leaves more to ask for."""
+        limit = self.window.limit
         self.ceiling = ceiling
-        self.ask_at = ceiling if ceiling >= self.limit else max(0, ceiling - self.block // 2)
+        self.ask_at = ask_at = ceiling if ceiling >= limit else max(0, ceiling - self.block // 2)
+        self.swift_to = min(ask_at, limit)
 
     @property
     def has_too_much(self) -> bool:
         """Whether more than a block lies idle: then some is given back with the next commit."""
         return self.ceiling - self.used > self.block
+
+    @property
+    def rises_too_far(self) -> bool:
+        """Whether the block has to be set with what is being settled, which otherwise raises the ceiling by itself."""
+        ceiling = self.ceiling + self.adding
+        return ceiling - self.used > self.block or ceiling > self.window.limit
 
     def prepare(self, commit: int, *, give_back: bool) -> WindowState:
         """What commit number *commit* shall say. A lower ceiling holds at once, a higher one from `committed` on."""
@@ -94,23 +100,33 @@ class Count:
         self.next_ceiling = self._wanted(0 if give_back else self.block)
         if self.next_ceiling < self.ceiling:
             self.allow(self.next_ceiling)
+        window = self.window
         return WindowState(
-            self.subject, self.measure, self.period, self.starts_at, settled, self.next_ceiling - settled
+            window.subject,
+            window.measure,
+            window.period,
+            self.starts_at,
+            settled,
+            self.next_ceiling - settled,
         )
 
     def committed(self) -> None:
         """The commit in flight is durable."""
         self.settled += self.adding
+        if self.building:
+            self.covered = self.building
+            self.building = 0
+            self.allow(self.next_ceiling)
+        else:
+            self.allow(self.ceiling + self.adding)
         self.adding = 0
-        self.covered = self.building
-        self.allow(self.next_ceiling)
 
     def failed(self) -> None:
         """Nothing of the commit in flight was kept."""
-        self.adding = 0
+        self.adding = self.building = 0
 
     def _wanted(self, block: int) -> int:
-        top = max(self.used, min(self.limit, self.used + block))
+        top = max(self.used, min(self.window.limit, self.used + block))
         enough = self.ceiling - self.used >= block / 2
         return min(self.ceiling, top) if enough and self.ceiling >= self.used else top
 
@@ -126,11 +142,13 @@ class _Stretch:
 
 class Windows:
     """Every window that runs now and was used. Those of a period are dropped together when it ends: who still has a
-    reservation in one keeps it alive. `live` finds a count in one look; `find` is for where it isn't in it, or has ended.
+    reservation in one keeps it alive. `live` finds a count in one look, under the window that it was last asked for as, and
+    is right until `next_end`: then `roll` comes first. `find` is for where it isn't in it.
     """
 
     def __init__(self, sizes: BlockSize) -> None:
         self.live: dict[Window, Count] = {}
+        self.next_end = 0.0
         self._sizes = sizes
         self._stretches = {period: _Stretch() for period in Period}
         self._stretches[Period.NOW].ends_at = math.inf
@@ -145,34 +163,45 @@ class Windows:
             if period is not Period.NOW:
                 yield from stretch.counts.values()
 
-    def find(self, window: Window, now: float) -> Count:
-        """The count of *window* at *now*, made if there is none."""
-        stretch = self._stretch(window.period, now)
+    def roll(self, now: float) -> None:
+        """Forget the windows that have ended at *now*. A clock that was set back finds the later ones going on."""
+        for period, stretch in self._stretches.items():
+            if now >= stretch.ends_at:
+                stretch.starts_at, stretch.ends_at = period.bounds(now)
+                stretch.counts = {}
+                self.live.clear()
+        self.next_end = min(stretch.ends_at for stretch in self._stretches.values())
+
+    def find(self, window: Window) -> Count:
+        """The count of *window*, made if there is none."""
+        stretch = self._stretches[window.period]
         place = (window.subject, window.measure)
         count = stretch.counts.get(place)
         if count is None:
             if window.period is Period.NOW:
                 self._sweep(stretch)
             count = stretch.counts[place] = self._fresh(window, stretch)
-        if len(self.live) > 2 * len(self) + FEWEST_BEFORE_A_SWEEP:  # limits that changed leave theirs behind
-            self.live.clear()
+        else:
+            self.live.pop(count.window, None)  # who finds it as that would find another's limit
         count.idle = False
-        count.bind(window.limit, self._sizes)
+        count.bind(window, self._sizes)
         self.live[window] = count
         return count
 
-    def known(self, window: Window, now: float) -> Count | None:
-        """The count of *window* at *now*; None where nothing of it is used."""
-        return self._stretch(window.period, now).counts.get((window.subject, window.measure))
+    def known(self, window: Window) -> Count | None:
+        """The count of *window*; None where nothing of it is used."""
+        return self._stretches[window.period].counts.get((window.subject, window.measure))
 
-    def resets_at(self, period: Period, now: float) -> int:
+    def resets_at(self, period: Period) -> int:
         """When the windows of *period* that run now end; 0 for never."""
-        ends_at = self._stretch(period, now).ends_at
+        ends_at = self._stretches[period].ends_at
         return 0 if ends_at == math.inf else int(ends_at)
 
     def restore(self, state: WindowState, now: float) -> None:
         """Take over what a journal knows: what was granted in advance counts as used."""
-        stretch = self._stretch(state.period, now)
+        if now >= self.next_end:
+            self.roll(now)
+        stretch = self._stretches[state.period]
         if stretch.starts_at == state.starts_at:
             window = Window(state.subject, state.measure, state.period, 0)
             count = stretch.counts[state.subject, state.measure] = self._fresh(window, stretch)
@@ -183,24 +212,12 @@ class Windows:
     def _fresh(self, window: Window, stretch: _Stretch) -> Count:
         never_ends = stretch.ends_at == math.inf
         return Count(
-            window.subject,
-            window.measure,
-            window.period,
+            window,
             stretch.starts_at,
             0 if never_ends else int(stretch.ends_at),
-            stretch.ends_at,
             ceiling=BOUNDLESS if never_ends else 0,
-            ask_at=BOUNDLESS if never_ends else 0,
             free=never_ends,
         )
-
-    def _stretch(self, period: Period, now: float) -> _Stretch:
-        stretch = self._stretches[period]
-        if now >= stretch.ends_at:
-            stretch.starts_at, stretch.ends_at = period.bounds(now)
-            stretch.counts = {}
-            self.live.clear()
-        return stretch
 
     def _sweep(self, stretch: _Stretch) -> None:
         """Each time the number of subjects has doubled, forget those with nothing running, then and at the last sweep: one

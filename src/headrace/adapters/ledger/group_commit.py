@@ -11,20 +11,70 @@ import structlog
 from headrace.adapters.ledger.blocks import Count
 from headrace.adapters.ledger.breaker import Breaker
 from headrace.kernel.clock import Clock, Timer
-from headrace.ports.ledger import Journal, JournalEntry
+from headrace.ports.ledger import Journal, JournalEntry, WindowState
 
 log = structlog.get_logger(__name__)
 
 MOST_IN_A_COMMIT = 5_000
-Unwritten = tuple[str, Count, int, float]  # reservation, its window, what it used there, when it was settled
+
+
+class Unwritten:
+    """What was used of windows, and isn't written: in three lists, for thousands of tuples are work for the garbage collector."""
+
+    __slots__ = ("_amounts", "_counts", "_reservations")
+
+    def __init__(self) -> None:
+        self._reservations: list[str] = []
+        self._counts: list[Count] = []
+        self._amounts: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def add(self, reservation: str, count: Count, amount: int) -> None:
+        """*reservation* used so much of the window of *count*."""
+        self._reservations.append(reservation)
+        self._counts.append(count)
+        self._amounts.append(amount)
+
+    def take(self, most: int) -> Unwritten:
+        """Take out the oldest."""
+        taken = Unwritten()
+        taken._reservations, self._reservations = self._reservations[:most], self._reservations[most:]
+        taken._counts, self._counts = self._counts[:most], self._counts[most:]
+        taken._amounts, self._amounts = self._amounts[:most], self._amounts[most:]
+        return taken
+
+    def put_back(self, taken: Unwritten) -> None:
+        """They are the oldest again."""
+        self._reservations[:0] = taken._reservations
+        self._counts[:0] = taken._counts
+        self._amounts[:0] = taken._amounts
+
+    def entries(self, at: float) -> tuple[list[JournalEntry], dict[Count, None]]:
+        """What the journal is to be told, and the windows that it is added to."""
+        entries = []
+        touched: dict[Count, None] = {}
+        for reservation, count, amount in zip(self._reservations, self._counts, self._amounts, strict=True):
+            if not count.adding:
+                touched[count] = None
+            count.adding += amount
+            window = count.window
+            entries.append(
+                JournalEntry(
+                    reservation, window.subject, window.measure, window.period, count.starts_at, amount, at
+                )
+            )
+        return entries, touched
 
 
 class GroupCommit:
     """Gathers what is to be written. One commit is in flight at a time; what comes meanwhile goes into the next.
 
     A commit that failed is given again after a pause, in the same order, until it succeeds: nothing is dropped. *durable* is
-    called after each success, *hindered* when the breaker opened or closed. `unwritten` may be appended to; who does calls
-    `later` or `soon`. `built` counts commits: what is marked now is in a commit with a higher number.
+    called after each success, with the number of charges that are now written, *hindered* when the breaker opened or closed.
+    Who adds to `unwritten` calls `later` or `soon`. `built` counts commits: what is marked now is in a commit
+    with a higher number.
     """
 
     def __init__(
@@ -32,7 +82,7 @@ class GroupCommit:
         journal: Journal,
         clock: Clock,
         flush_s: float,
-        durable: Callable[[], object],
+        durable: Callable[[int], object],
         hindered: Callable[[], object],
     ) -> None:
         self._journal = journal
@@ -42,13 +92,13 @@ class GroupCommit:
         self._hindered = hindered
         self._breaker = Breaker()
         self._dirty: dict[Count, None] = {}
-        self._in_flight: tuple[list[Unwritten], dict[Count, None]] | None = None
+        self._in_flight: tuple[Unwritten, dict[Count, None]] | None = None
         self._again = False  # another commit is wanted as soon as this one ended
         self._give_back = False
         self._flush_timer: Timer | None = None
         self._retry_timer: Timer | None = None
         self._moved = asyncio.Event()
-        self.unwritten: list[Unwritten] = []
+        self.unwritten = Unwritten()
         self.built = 0
 
     @property
@@ -106,27 +156,15 @@ class GroupCommit:
         self.soon()
 
     def _commit(self) -> None:
-        batch = self.unwritten[:MOST_IN_A_COMMIT]
-        del self.unwritten[: len(batch)]
-        touched = dict.fromkeys(islice(self._dirty, MOST_IN_A_COMMIT))
-        entries = []
-        for reservation, count, amount, at in batch:
-            count.adding += amount
-            touched[count] = None
-            entries.append(
-                JournalEntry(
-                    reservation, count.subject, count.measure, count.period, count.starts_at, amount, at
-                )
-            )
+        now = self._clock.now()
+        batch = self.unwritten.take(MOST_IN_A_COMMIT)
+        entries, touched = batch.entries(now)
         self._again = bool(self.unwritten)
-        if not touched and not self._breaker.failures:
+        if not entries and not self._dirty and not self._breaker.failures:
             return
         self.built += 1
-        now = self._clock.now()
-        for count in touched:
-            self._dirty.pop(count, None)
+        blocks = self._blocks(touched, now)
         self._again = self._again or bool(self._dirty)
-        blocks = [c.prepare(self.built, give_back=self._give_back or now >= c.ends_at) for c in touched]
         self._in_flight = batch, touched
         try:
             self._journal.commit(entries, blocks, self._told)
@@ -135,17 +173,30 @@ class GroupCommit:
             log.error("the quota journal raised", action="journal.raised", error=repr(error))
             self._told(False)
 
+    def _blocks(self, touched: dict[Count, None], now: float) -> list[WindowState]:
+        """How much is granted from now on of the windows that asked for it, and of those among *touched* that settling would
+        grant too much of; the former are added to *touched*."""
+        wanted = dict.fromkeys(islice(self._dirty, MOST_IN_A_COMMIT))
+        wanted.update((count, None) for count in touched if self._give_back or count.rises_too_far)
+        touched.update(wanted)
+        states = []
+        for count in wanted:
+            self._dirty.pop(count, None)
+            ended = 0 < count.resets_at <= now
+            states.append(count.prepare(self.built, give_back=self._give_back or ended))
+        return states
+
     def _told(self, durable: bool) -> None:
         if self._in_flight is None:
             return
         (batch, touched), self._in_flight = self._in_flight, None
         if durable:
-            self._succeeded(touched)
+            self._succeeded(touched, len(batch))
         else:
             self._failed(batch, touched)
         self._moved.set()
 
-    def _succeeded(self, touched: dict[Count, None]) -> None:
+    def _succeeded(self, touched: dict[Count, None], charges: int) -> None:
         was_open = self._breaker.open
         self._breaker.succeeded()
         for count in touched:
@@ -159,15 +210,15 @@ class GroupCommit:
         if was_open:
             log.info("the quota journal is written again", action="journal.recovered")
             self._hindered()
-        self._durable()
+        self._durable(charges)
 
-    def _failed(self, batch: list[Unwritten], touched: dict[Count, None]) -> None:
+    def _failed(self, batch: Unwritten, touched: dict[Count, None]) -> None:
         was_open = self._breaker.open
         pause_s = self._breaker.failed()
         for count in touched:
             count.failed()
             self._dirty[count] = None
-        self.unwritten[:0] = batch
+        self.unwritten.put_back(batch)
         self._retry_timer = self._clock.call_later(pause_s, self._retry)
         if self._breaker.open and not was_open:
             log.error("the quota journal fails", action="journal.failed", unwritten=len(self.unwritten))

@@ -32,7 +32,7 @@ class LedgerOptions(msgspec.Struct, frozen=True):
     """How an embedded ledger behaves.
 
     strict: each reservation is committed before it is told, so a crash over-charges only what was open. flush_s: how long a
-    settlement may wait for others to be written with it; flush_entries: how many that may be. wait_s: the longest that a
+    settlement may wait for others to be written with it; flush_entries: how many charges of them that may be. wait_s: the longest that a
     reservation waits for its commit. most_waiting: how many may. most_unwritten: charges that are open or not yet written;
     further reservations are refused. remembered: how many closed reservations are known at least. close_s: the longest that
     `close` takes.
@@ -71,13 +71,13 @@ class MemoryLedger(QuotaLedger):
         self._windows = Windows(EACH_COMMITTED if options.strict else options.block)
         self._waiters = Waiters(clock, options.wait_s, self._journal_overdue)
         self._commits = GroupCommit(
-            journal, clock, options.flush_s, self._waiters.tell_covered, self._journal_changed
+            journal, clock, options.flush_s, self._journal_written, self._journal_changed
         )
         self._unwritten = self._commits.unwritten
         self._holds: dict[str, Hold] = {}
         self._closed = Closed(options.remembered)
         self._most_unwritten = options.most_unwritten
-        self._open_charges = 0
+        self._charges = 0  # open or unwritten
         self._hindrance = NOT_OPEN  # why nothing may be reserved; empty where it may
         self._opened = self._ended = False
 
@@ -93,8 +93,8 @@ class MemoryLedger(QuotaLedger):
 
     @property
     def unwritten(self) -> int:
-        """Charges that are open, or settled and not given to the journal."""
-        return self._open_charges + len(self._unwritten)
+        """Charges that are open, or settled and not in the journal."""
+        return self._charges
 
     @property
     def windows(self) -> int:
@@ -115,36 +115,32 @@ class MemoryLedger(QuotaLedger):
         if reservation in self._holds or reservation in closed.fresh or reservation in closed.stale:
             self._answer_again(reservation, told)
             return
-        if self._hindrance or self._open_charges + len(self._unwritten) >= self._most_unwritten:
+        if self._hindrance or self._charges >= self._most_unwritten:
             told(Verdict(unavailable=self._hindrance or FULL))
             return
-        now = self._clock.now()
-        live = self._windows.live
-        drawn: list[tuple[Count, int]] = []
+        windows = self._windows
+        if (now := self._clock.now()) >= windows.next_end:
+            windows.roll(now)
+        live = windows.live
+        counts, amounts, standings = [], [], []
         fits, asking = True, False
         for charge in charges:
-            window = charge.window
-            count = live.get(window)
-            if count is None or now >= count.ends_at:
-                count = self._windows.find(window, now)
-            amount = charge.amount
-            used = count.used + amount
-            if used > count.ask_at:
-                asking = True
-            if used > window.limit:
-                fits = False
-            drawn.append((count, amount))
-        if not fits:
-            told(self._refuse(reservation, charges, drawn))
-            return
-        standings = []
-        for charge, (count, amount) in zip(charges, drawn):  # noqa: B905 - one for each, and strict costs here
+            window, amount = charge.window, charge.amount
+            count = live.get(window) or windows.find(window)
             count.used = used = count.used + amount
-            standings.append(Standing(charge.window, used, count.resets_at))
-        self._open_charges += len(drawn)
+            if used > count.swift_to:
+                asking = True
+                fits = fits and used <= window.limit
+            counts.append(count)
+            amounts.append(amount)
+            standings.append(Standing(window, used, count.resets_at))
+        if not fits:
+            told(self._refuse(reservation, charges, counts))
+            return
+        self._charges += len(counts)
         verdict = Verdict(tuple(standings))
-        self._holds[reservation] = hold = Hold(drawn, verdict)
-        if asking and (short := self._ask(drawn)):
+        self._holds[reservation] = hold = Hold(counts, amounts, verdict)
+        if asking and (short := self._ask(counts)):
             self._wait(Waiter(reservation, hold, short, self._commits.built, told))
         else:
             told(verdict)
@@ -155,26 +151,27 @@ class MemoryLedger(QuotaLedger):
         if hold is None:
             self._close_unopened(reservation)
             return
-        now = self._clock.now()
+        self._close_hold(reservation, hold)
         unwritten = self._unwritten
-        overdrawn = False
-        for count, amount in hold.drawn:
+        left, overdrawn = 0, False
+        for count, amount in zip(hold.counts, hold.amounts):  # noqa: B905 - one for each, and strict costs here
             if count.free:
                 count.used -= amount
                 continue
-            real = actual.get(count.measure, amount)
+            real = actual.get(count.window.measure, amount) if actual else amount
             if real != amount:
                 real = max(0, real)
-                count.used += real - amount
-                overdrawn = overdrawn or count.used > count.ceiling
+                count.used = used = count.used + real - amount
+                overdrawn = overdrawn or used > count.ceiling
             if real:
-                unwritten.append((reservation, count, real, now))
+                unwritten.add(reservation, count, real)
+                left += 1
             else:
                 self._give_back(count)
-        self._close_hold(reservation, hold)
+        self._charges -= len(hold.counts) - left
         if overdrawn or len(unwritten) >= self._options.flush_entries:
             self._commits.soon()  # what is beyond the ceiling would be lost in a crash
-        elif unwritten:
+        elif left:
             self._commits.later()
 
     def release(self, reservation: str) -> None:
@@ -183,8 +180,8 @@ class MemoryLedger(QuotaLedger):
         if hold is None:
             self._close_unopened(reservation)
             return
-        for count, amount in hold.drawn:
-            count.used -= amount
+        self._return(hold)
+        for count in hold.counts:
             self._give_back(count)
         self._close_hold(reservation, hold)
 
@@ -193,19 +190,19 @@ class MemoryLedger(QuotaLedger):
         if not self._opened:
             told(Verdict(unavailable=NOT_OPEN))
             return
-        now = self._clock.now()
-        live = self._windows.live
+        here = self._windows
+        if (now := self._clock.now()) >= here.next_end:
+            here.roll(now)
+        live = here.live
         standings = []
         refused: tuple[Window, ...] = ()
         for window in windows:
-            count = live.get(window)
-            if count is None or now >= count.ends_at:
-                count = self._windows.known(window, now)
+            count = live.get(window) or here.known(window)
             if count is None:
-                standings.append(Standing(window, 0, self._windows.resets_at(window.period, now)))
+                standings.append(Standing(window, 0, here.resets_at(window.period)))
             else:
-                standings.append(Standing(window, count.used, count.resets_at))
-                if count.used >= window.limit:
+                standings.append(Standing(window, used := count.used, count.resets_at))
+                if used >= window.limit:
                     refused += (window,)
         told(Verdict(tuple(standings), refused))
 
@@ -232,23 +229,24 @@ class MemoryLedger(QuotaLedger):
         else:
             told(hold.verdict)
 
-    def _refuse(
-        self, reservation: str, charges: Sequence[Charge], drawn: Sequence[tuple[Count, int]]
-    ) -> Verdict:
-        pairs = [
-            (charge.window, count, amount) for charge, (count, amount) in zip(charges, drawn, strict=True)
-        ]
+    def _refuse(self, reservation: str, charges: Sequence[Charge], counts: Sequence[Count]) -> Verdict:
+        """Give back what was drawn for it, and say how its windows stand then."""
+        pairs = list(zip(charges, counts, strict=True))
+        for charge, count in pairs:
+            count.used -= charge.amount
         verdict = Verdict(
-            tuple(Standing(window, count.used, count.resets_at) for window, count, _ in pairs),
-            tuple(window for window, count, amount in pairs if count.used + amount > window.limit),
+            tuple(Standing(charge.window, count.used, count.resets_at) for charge, count in pairs),
+            tuple(
+                charge.window for charge, count in pairs if count.used + charge.amount > charge.window.limit
+            ),
         )
         self._closed.add(reservation, verdict)
         return verdict
 
-    def _ask(self, drawn: Sequence[tuple[Count, int]]) -> list[Count]:
+    def _ask(self, counts: Sequence[Count]) -> list[Count]:
         """Have more granted where little is left; says which counts are beyond their ceiling already."""
         short = []
-        for count, _ in drawn:
+        for count in counts:
             if count.used > count.ask_at:
                 self._commits.mark(count)
                 if count.used > count.ceiling:
@@ -269,9 +267,7 @@ class MemoryLedger(QuotaLedger):
             waiter.tell(CLOSED)
             return
         del self._holds[waiter.reservation]
-        for count, amount in waiter.hold.drawn:
-            count.used -= amount
-        self._open_charges -= len(waiter.hold.drawn)
+        self._return(waiter.hold)
         waiter.tell(Verdict(unavailable=reason))
 
     def _fail_waiters(self, reason: str) -> None:
@@ -290,13 +286,21 @@ class MemoryLedger(QuotaLedger):
         if broken:
             self._fail_waiters(NOT_WRITTEN)
 
+    def _journal_written(self, charges: int) -> None:
+        self._charges -= charges
+        self._waiters.tell_covered()
+
+    def _return(self, hold: Hold) -> None:
+        for count, amount in zip(hold.counts, hold.amounts, strict=True):
+            count.used -= amount
+        self._charges -= len(hold.counts)
+
     def _give_back(self, count: Count) -> None:
         if not count.free and count.has_too_much:
             self._commits.mark(count)
             self._commits.later()
 
     def _close_hold(self, reservation: str, hold: Hold) -> None:
-        self._open_charges -= len(hold.drawn)
         self._closed.add(reservation)
         if hold.waiter is not None:
             hold.waiter.hold = None

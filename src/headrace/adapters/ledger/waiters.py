@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+import msgspec
 import structlog
 
 from headrace.adapters.ledger.blocks import Count
@@ -15,15 +16,13 @@ from headrace.ports.ledger import Told, Verdict
 log = structlog.get_logger(__name__)
 
 
-class Hold:
-    """An open reservation: what it took of which windows, what it was or will be told, and by whom it waits to be told."""
+class Hold(msgspec.Struct, eq=False):
+    """An open reservation: of which windows it took how much, what it was or will be told, and by whom it waits to be told."""
 
-    __slots__ = ("drawn", "verdict", "waiter")
-
-    def __init__(self, drawn: list[tuple[Count, int]], verdict: Verdict) -> None:
-        self.drawn = drawn
-        self.verdict = verdict
-        self.waiter: Waiter | None = None
+    counts: list[Count]
+    amounts: list[int]
+    verdict: Verdict
+    waiter: Waiter | None = None
 
 
 class Waiter:
