@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from itertools import accumulate
 from math import inf
@@ -18,13 +19,19 @@ from headrace.domain.fleet import Node
 from headrace.domain.routing import Strategy
 
 BOUND: Final = 1.25
-"""How much more than its part of what runs a backend may get of the keys that belong to it, as a factor."""
+"""How much more than its part of what runs a backend may get of the keys that belong to it, as a factor; and one request, since where
+only few run, chance alone is more than that."""
 FEW: Final = 16
 """So many that have a free slot are looked at one by one, where there is no shorter way."""
 SAMPLED: Final = 8
 """So many are compared by latency."""
 EXPLORED: Final = 32
 """Of so many choices by latency one goes just anywhere: a backend that was slow once would never be seen to be fast again."""
+SPREAD: Final = 4
+"""A key belongs to one more backend for each quarter of a backend's part of all requests that have it."""
+REMEMBERED: Final = 1024
+"""So many choices back it is counted how often a key comes."""
+_NOTICED: Final = 4
 _DRAWS: Final = 24
 _GOLDEN: Final = 0x9E3779B9
 _ROUND: Final = 1 << 32
@@ -47,17 +54,31 @@ class Cursor:
     last: the seat that was chosen last. best: the fastest one that was seen. turn: a count that draws are made of.
     """
 
-    __slots__ = ("best", "last", "turn")
+    __slots__ = ("_counts", "_latest", "best", "last", "turn")
 
     def __init__(self) -> None:
         self.best = 0
         self.last = -1
         self.turn = 0
+        self._latest: deque[int] = deque()
+        self._counts: dict[int, int] = {}
 
     def draw(self) -> float:
         """From 0 to below 1. Any few in a row are spread evenly, which random numbers aren't: multiples of the golden ratio."""
         self.turn += 1
         return self.turn * _GOLDEN % _ROUND / _ROUND
+
+    def share(self, key: int) -> float:
+        """How many of the latest choices had this key, this one included, as a share; 0 where they are too few to tell."""
+        latest, counts = self._latest, self._counts
+        latest.append(key)
+        counts[key] = seen = counts.get(key, 0) + 1
+        if len(latest) > REMEMBERED:
+            oldest = latest.popleft()
+            counts[oldest] -= 1
+            if not counts[oldest]:
+                del counts[oldest]
+        return seen / len(latest) if seen >= _NOTICED else 0.0
 
 
 class _Case(msgspec.Struct, gc=False):
@@ -74,15 +95,19 @@ class _Case(msgspec.Struct, gc=False):
     cursor: Cursor
     _most: float = 0.0
 
+    def used(self, node_id: str) -> float:
+        """The share of a backend's slots that is taken. It has some."""
+        return self.load.busy.get(node_id, 0) / self.load.slots[node_id]
+
     def is_within_bound(self, node_id: str) -> bool:
-        """Whether a backend has less of what runs than its part times `BOUND`; so one more is no more than that, rounded up."""
+        """Whether a backend may get one more because it belongs there: see `BOUND`."""
         runs = self.load.busy.get(node_id, 0)
-        if not runs:
+        if runs < 2:
             return True
         if not self._most:
             taken, slots = self.load.used(self.within)
             self._most = BOUND * (taken + 1) / slots
-        return runs < self._most * self.load.slots[node_id]
+        return runs < self._most * self.load.slots[node_id] + 1.0
 
 
 def choose(
@@ -117,8 +142,9 @@ def _least_busy(case: _Case) -> int:
 
 
 def _latency(case: _Case) -> int:
-    """The shortest expected time, which grows with the share of the slots that is taken. One that nothing is known of goes before
-    all others while it is idle, and after them while its first answers are awaited.
+    """The shortest expected time, which is the pace times the requests that there would be. Slots say nothing about it: many are
+    configured with more than they can run, and a pace is only seen when it is too late. One that nothing is known of goes before all
+    others while it is idle, and after them while its first answers are awaited.
 
     Of many a few are compared, other ones each time, with the best of the time before.
     """
@@ -135,15 +161,15 @@ def _latency(case: _Case) -> int:
 
 def _shortest(case: _Case, seats: list[int]) -> int:
     nodes, paces = case.seating.nodes, case.load.paces(case.wish.model)
-    busy, slots = case.load.busy, case.load.slots
+    busy = case.load.busy
     best, shortest = -1, inf
     for seat in seats:
         name = nodes[seat].id
         pace = paces.get(name)
         if pace is not None and pace.expected_s >= shortest:
             continue
-        used = busy.get(name, 0) / slots[name]
-        wait = pace.expected_s * (1.0 + used) if pace else _UNSEEN_S * used
+        runs = busy.get(name, 0)
+        wait = pace.expected_s * (1 + runs) if pace else _UNSEEN_S * runs
         if wait < shortest:
             best, shortest = seat, wait
     return best
@@ -186,7 +212,10 @@ def _at_home(case: _Case, key: int) -> int:
     Of a fleet that is mostly full or away the ring may name none that is free: then a key's choice is one by seat.
     """
     bits, among = case.seating.bits, case.among
-    for name in case.candidates.ring(warm=case.warm).near(key):
+    homes = case.candidates.ring(warm=case.warm).near(key)
+    if share := case.cursor.share(key):
+        homes = _shared_out(case, homes, share)
+    for name in homes:
         bit = bits.get(name, 0) & among
         if bit and case.is_within_bound(name):
             return bit.bit_length() - 1
@@ -195,15 +224,18 @@ def _at_home(case: _Case, key: int) -> int:
     return seat if case.is_within_bound(nodes[seat].id) else _least_used(case)
 
 
+def _shared_out(case: _Case, homes: list[str], share: float) -> list[str]:
+    """A key that so large a share of all requests have belongs to several, of which the least used is the first: else it would drive
+    other keys away from where they belong."""
+    several = 1 + int(SPREAD * case.within.bit_count() * share)
+    free = [name for name in dict.fromkeys(homes) if case.seating.bits.get(name, 0) & case.among]
+    return sorted(free[:several], key=case.used) + free[several:]
+
+
 def _least_used(case: _Case) -> int:
     """The smallest share of slots taken. It is within the bound where all were looked at, since not all can be above the mean."""
-    nodes, busy, slots = case.seating.nodes, case.load.busy, case.load.slots
-
-    def used(seat: int) -> float:
-        name = nodes[seat].id
-        return busy.get(name, 0) / slots[name]
-
-    return min(some_of(case.among, case.cursor.last, FEW), key=used)
+    nodes = case.seating.nodes
+    return min(some_of(case.among, case.cursor.last, FEW), key=lambda seat: case.used(nodes[seat].id))
 
 
 _STRATEGIES: Final[Mapping[Strategy, Callable[[_Case], int]]] = {
