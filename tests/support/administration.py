@@ -94,7 +94,7 @@ async def administered(*urls: str, office: Office) -> AsyncIterator[House]:
 class AdministeredHouse:
     """The same on a thread of its own, for the command line to talk to. Use it as a context manager.
 
-    logs: what is logged meanwhile, instead of written to where the command writes.
+    logs: what is logged meanwhile, instead of written to where the command writes. house: to be touched on its own thread (`do`).
     """
 
     logs: list[MutableMapping[str, Any]]
@@ -110,9 +110,10 @@ class AdministeredHouse:
         self._logging = capture_logs()
         self.logs = self._logging.__enter__()
         self._thread.start()
-        house = self.do(
+        house: House = self.do(
             lambda: self._stack.enter_async_context(administered(*self._urls, office=self.office))
         )
+        self.house = house
         self.url: str = house.url
         return self
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from headrace.connectors.direct import DirectConnector
 from headrace.connectors.endpoint import Endpoint
@@ -152,7 +152,7 @@ async def gateway(
         registry=registry,
         origins=origins,
         ready=lambda: True,
-        admin=admin(keys) if admin else None,
+        admin=replace(admin(keys), plane=control) if admin else None,
         metrics=MetricsRoute(keys, counted, open_to_all=open_metrics),
     )
     listening = bind("127.0.0.1", 0)

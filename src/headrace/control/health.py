@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import partial
 
 import structlog
@@ -13,7 +15,7 @@ from headrace.control.breaker import DEFAULT_POLICY, Breaker, BreakerPolicy, Bre
 from headrace.control.registry import Registry
 from headrace.domain.fleet import Node, NodeState
 from headrace.kernel.clock import Clock, Timer
-from headrace.ports.connector import Failure
+from headrace.ports.connector import Broken, Busy, Failure, Loading, Lost, NotSent
 from headrace.ports.control import Grant
 
 log = structlog.get_logger(__name__)
@@ -23,13 +25,45 @@ _SHORTEST_TIMER_S = 0.001
 """Event loops round; a timer that comes too early isn't set again without a pause."""
 
 
+class FailureKind(StrEnum):
+    """What a failure is counted as."""
+
+    NOT_SENT = "not_sent"  # it couldn't be connected to
+    KEY_REFUSED = "key_refused"  # it doesn't take our own key
+    BUSY = "busy"
+    LOADING = "loading"
+    LOST = "lost"  # it broke off before its answer, or answered 5xx or nonsense
+    BROKEN = "broken"  # it broke off in its answer
+    TIMED_OUT = "timed_out"  # we gave up waiting
+
+    @classmethod
+    def of(cls, failure: Failure) -> FailureKind:
+        """The one that *failure* is."""
+        match failure:
+            case NotSent(refused_key=True):
+                return cls.KEY_REFUSED
+            case NotSent():
+                return cls.NOT_SENT
+            case Loading():
+                return cls.LOADING
+            case Busy():
+                return cls.BUSY
+            case Lost(timed_out=True) | Broken(timed_out=True):
+                return cls.TIMED_OUT
+            case Broken():
+                return cls.BROKEN
+            case _:
+                return cls.LOST
+
+
 @dataclass(frozen=True, slots=True)
 class HealthView:
-    """How a backend is now.
+    """How a backend is now, and what became of its requests since it came.
 
     allowed: requests that it may run at once. last_error: a sentence, empty without; last_error_at: when, seconds since the
     epoch. failures: in a row. openings: how often it was left alone. changes_in_s: until it is tried, or gets more, by the mere
-    passing of time; None when it waits for an event, or works.
+    passing of time; None when it waits for an event, or works. executions: requests that were sent there, those that run
+    included. counts: those that failed, by how.
     """
 
     state: BreakerState
@@ -39,6 +73,8 @@ class HealthView:
     failures: int = 0
     openings: int = 0
     changes_in_s: float | None = None
+    executions: int = 0
+    counts: Mapping[FailureKind, int] = field(default_factory=dict)
 
 
 class Health:
@@ -80,9 +116,10 @@ class Health:
         watch = self._watched.get(grant.target)
         if watch is None:
             return
+        watch.ended += 1
         watch.breaker.succeeded(grant.granted_at, self._clock.monotonic())
         if watch.breaker.state is not BreakerState.CLOSED:
-            self._ended(watch, grant)
+            self._update_after(watch, grant)
 
     def answering(self, grant: Grant) -> None:
         """The first of its answer is here. May be left out: told of a trial, it needn't wait for the end of a long answer."""
@@ -96,16 +133,19 @@ class Health:
         watch = self._watched.get(grant.target)
         if watch is None:
             return
+        watch.ended += 1
+        watch.counts[FailureKind.of(failure)] += 1
         if weight_of(failure):
             watch.note(failure.reason, self._clock.now())
             watch.breaker.failed(failure, grant.granted_at, self._clock.monotonic())
-        self._ended(watch, grant)
+        self._update_after(watch, grant)
 
     def let_go(self, grant: Grant) -> None:
         """It ended in a way that says nothing of the backend: the client left, or the request was wrong."""
         watch = self._watched.get(grant.target)
         if watch is not None:
-            self._ended(watch, grant)
+            watch.ended += 1
+            self._update_after(watch, grant)
 
     def probed(self, node_id: str, ok: bool, reason: str = "") -> None:
         """The backend was asked how it is, and is ready, or isn't, for this reason; where none is given, what the registry says.
@@ -136,6 +176,8 @@ class Health:
             breaker.failures,
             breaker.openings,
             None if changes_at is None else max(0.0, changes_at - now),
+            watch.ended + self._running(node_id),
+            dict(watch.counts),
         )
 
     def close(self) -> None:
@@ -158,7 +200,7 @@ class Health:
             watch.breaker.returned(now)
         self._update(watch)
 
-    def _ended(self, watch: _Watch, grant: Grant) -> None:
+    def _update_after(self, watch: _Watch, grant: Grant) -> None:
         """An execution has ended, and its breaker knows."""
         state = watch.breaker.state
         if state is watch.seen and state in (BreakerState.CLOSED, BreakerState.OPEN):
@@ -204,10 +246,10 @@ class Health:
 
 class _Watch:
     """What is known of one node. seen: the breaker's state that the slots are of. leftover: while it is half-open or recovers,
-    requests that still run there and began before the trial."""
+    requests that still run there and began before the trial. ended: requests that no longer run. counts: of these, failures."""
 
     __slots__ = (
-        "breaker", "capacity", "error", "error_at", "leftover", "node_id", "seen", "state", "timer",
+        "breaker", "capacity", "counts", "ended", "error", "error_at", "leftover", "node_id", "seen", "state", "timer",
     )  # fmt: skip
 
     def __init__(self, node_id: str, breaker: Breaker) -> None:
@@ -220,6 +262,8 @@ class _Watch:
         self.timer: Timer | None = None
         self.error = ""
         self.error_at: float | None = None
+        self.ended = 0
+        self.counts: Counter[FailureKind] = Counter()
 
     def follow(self, node: Node) -> bool:
         """Heed what the registry says; True when the node has just become ready."""

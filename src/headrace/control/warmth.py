@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Set
 from typing import Final
 
@@ -29,6 +30,10 @@ class Warmth:
         """The backends that *model* isn't asked of now."""
         held = self._held.get(model)
         return held.keys() if held else _NONE
+
+    def loads(self) -> Counter[str]:
+        """For each backend, of how many models it isn't asked now, since it loads them. Looks through all of them."""
+        return Counter(node_id for held in self._held.values() for node_id in held)
 
     def begin(self, node: Node, model: str, request_id: str) -> bool:
         """*request_id* goes to *node*. Whether it is the one that loads the model there: tell `warmed` or `ended`."""

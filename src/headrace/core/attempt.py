@@ -138,7 +138,8 @@ class Attempt(Sink):
             self._told.failed(Busy(reason, self._retry_after_s), self.usage)
         elif self._status in _OUR_KEY_STATUSES:
             # The backend's word on *our* key is not for the client; and its text may hold part of that key.
-            self._told.failed(NotSent(f"The backend refused our credentials ({self._status})."), self.usage)
+            refused = NotSent(f"The backend refused our credentials ({self._status}).", refused_key=True)
+            self._told.failed(refused, self.usage)
         else:
             self._told.failed(Lost(reason), self.usage)
 

@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from headrace.control.access import KeyRing, read_key
 from headrace.control.accounts import AccountBook
+from headrace.control.plane import LocalControlPlane
 from headrace.control.routes import Explain, RouteBook
 from headrace.domain.access import Principal, Scope
 from headrace.domain.quota import Limits
@@ -41,7 +42,7 @@ _LATEST = 253_402_300_799.0  # the end of the year 9999: beyond it there are no 
 @dataclass(frozen=True, slots=True)
 class Administration:
     """What there is to administer. routes: without, there is no `/admin/routes`. explain: where a request would go; without,
-    what the registry says.
+    what the registry says. plane: who knows how the nodes are; without, there is no `/admin/runtimes`.
     """
 
     accounts: AccountBook
@@ -49,6 +50,7 @@ class Administration:
     ledger: QuotaLedger
     routes: RouteBook | None = None
     explain: Explain | None = None
+    plane: LocalControlPlane | None = None
 
 
 class LimitChanges(Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,4 +1,4 @@
-"""`/admin`: users, keys, quotas, routes, usage and recent requests, for those whose key has the scope `admin`."""
+"""`/admin`: users, keys, quotas, routes, nodes, usage and recent requests, for those whose key has the scope `admin`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from headrace.control.registry import Registry
 from headrace.control.routes import Explain, RouteBook, explanation
 from headrace.gateway.administration import Administration, Door
 from headrace.gateway.routes_admin_keys import KeyRoutes
+from headrace.gateway.routes_admin_nodes import NodeRoutes
 from headrace.gateway.routes_admin_routes import RouteRoutes
 from headrace.gateway.routes_admin_usage import UsageRoutes
 from headrace.gateway.routes_admin_users import UserRoutes
@@ -33,6 +34,12 @@ def admin_routes(keys: KeyRing, administration: Administration, registry: Regist
     ]
     if administration.routes is not None:
         routes += _model_routes(door, administration.routes, administration.explain, registry)
+    if administration.plane is not None:
+        nodes = NodeRoutes(administration.plane, registry)
+        routes += [
+            door.route("/admin/runtimes", GET=nodes.listing),
+            door.route("/admin/runtimes/{node_id:path}", GET=nodes.one),
+        ]
     return routes
 
 

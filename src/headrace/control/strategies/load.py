@@ -142,6 +142,14 @@ class Load:
         """How fast backends were with the model, by id; those of which nothing came yet are missing."""
         return self._paces.get(model, _NONE)
 
+    def all_paces(self) -> dict[str, dict[str, Pace]]:
+        """For each backend, how fast it was with which models. Looks through all of them; who looks may keep it."""
+        found: dict[str, dict[str, Pace]] = {}
+        for model, paces in self._paces.items():
+            for node_id, pace in paces.items():
+                found.setdefault(node_id, {})[model] = pace
+        return found
+
     def _bit(self, node_id: str) -> int:
         seat = self.seats.get(node_id)
         if seat is None:
