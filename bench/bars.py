@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bench import cancel, held, startup
+from bench import cancel, held, simulation_report, startup
 from bench.columns import HALF_LOAD_P50, LIGHT_PER_REQUEST, PER_EVENT, PER_REQUEST
 from bench.figures import Spread, ratios
 from bench.measurement import Measurement
@@ -21,7 +21,7 @@ LEAST_BELOW_LITELLM = 100.0
 
 def checked(found: Measurement) -> str:
     """A table of the bars that this measurement can judge, by the medians; empty where it can judge none."""
-    judged = [*_ratios(found), *_fixed(found)]
+    judged = [*_ratios(found), *_fixed(found), *simulation_report.judged(found.simulated)]
     return table(["bar", "found", ""], judged) if judged else ""
 
 

@@ -10,6 +10,7 @@ from bench.engine import EngineFigures
 from bench.held import Held
 from bench.machine import Machine, Weather
 from bench.scenarios import Part, Scenario
+from bench.simulation_report import Simulated
 from bench.startup import Startup
 from bench.turns import Turn
 
@@ -30,6 +31,7 @@ class Measurement:
     held: list[Held] = field(default_factory=list)
     startup: Startup | None = None
     engine: EngineFigures | None = None
+    simulated: list[Simulated] = field(default_factory=list)
     absences: list[str] = field(default_factory=list)
 
     @property
@@ -44,4 +46,4 @@ class Measurement:
 
     def is_empty(self) -> bool:
         """Whether nothing at all was measured."""
-        return not (self.turns or self.cancels or self.held or self.startup or self.engine)
+        return not (self.turns or self.cancels or self.held or self.startup or self.engine or self.simulated)

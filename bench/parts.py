@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import cancel, engine, held, scenarios, startup
+from bench import cancel, engine, held, scenarios, simulation_report, startup
 from bench.machine import Weather
 from bench.measurement import Measurement
 from bench.procs import raise_descriptor_limit
@@ -165,6 +165,10 @@ def _run_engine(site: Site, plan: Plan, found: Measurement) -> None:
     found.engine = engine.measure(site.folder, plan.model or engine.demo_model(site.folder), plan.rounds)
 
 
+def _simulate(_site: Site, _plan: Plan, found: Measurement) -> None:
+    found.simulated = simulation_report.simulate()
+
+
 TOGETHER: dict[str, Callable[[Site, Sequence[Stack], Plan, Measurement], None]] = {
     "gateway": _gateway,
     "grid": _grid,
@@ -176,6 +180,7 @@ ALONE: dict[str, Callable[[Site, Plan, Measurement], None]] = {
     "held": _hold,
     "startup": _start_up,
     "engine": _run_engine,
+    "simulation": _simulate,
 }
 PARTS = (*TOGETHER, *ALONE)
 

@@ -14,6 +14,7 @@ from bench.figures import Turns
 from bench.measurement import Measurement
 from bench.rounds import OURS, Row, by_name, rows
 from bench.scenarios import Part
+from bench.simulation_report import simulation_tables
 from bench.startup import Startup
 from bench.tables import number, spread, table
 
@@ -44,6 +45,8 @@ def as_text(found: Measurement, *, every_round: bool = False) -> str:
         parts += ["## Start", _startup(found.startup)]
     if found.engine:
         parts += ["## On the real engine", _engine(found.engine)]
+    if found.simulated:
+        parts += ["## Strategies, simulated", *simulation_tables(found.simulated)]
     if every_round:
         parts += _every_round(found)
     if found.absences:

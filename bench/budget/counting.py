@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.budget.rig import USUAL, Size
 from bench.budget.seams import EXPECTED, PARTS
@@ -53,6 +54,17 @@ def count(sizes: Mapping[str, Size] | None = None) -> Counts:
         Miscounted: a part was never entered: a seam is no longer on the way of a request.
     """
     plan = {name: asdict(size) for name, size in (sizes or {"usual": USUAL}).items()}
+    each, told = run_counted("bench.budget.counted", plan)
+    return _counts(each, told["intervals"])
+
+
+def run_counted(module: str, plan: object) -> tuple[dict[str, float], dict[str, Any]]:
+    """Run *module* under callgrind, as `-m module LIBRARY PLAN OUT`; see `counted`. Name of each count → instructions, once divided;
+    and what the module told, its `divisors` among it.
+
+    Raises:
+        Unavailable: no valgrind, no compiler, or they don't work here.
+    """
     with tempfile.TemporaryDirectory(prefix="headrace-budget-") as name:
         folder = Path(name)
         library, facts = _compiled(folder), folder / "facts.json"
@@ -60,11 +72,12 @@ def count(sizes: Mapping[str, Size] | None = None) -> Counts:
             [
                 "valgrind", "-q", "--tool=callgrind", "--instr-atstart=no", "--collect-atstart=no",
                 f"--callgrind-out-file={folder / 'counts'}",
-                sys.executable, "-m", "bench.budget.counted", str(library), json.dumps(plan), str(facts),
+                sys.executable, "-m", module, str(library), json.dumps(plan), str(facts),
             ]
         )  # fmt: skip
         told = json.loads(facts.read_text())
-        return _counts(_read(folder), told["divisors"], told["intervals"])
+        totals = _read(folder)
+        return {name: totals[name] / divisor for name, divisor in told["divisors"].items()}, told
 
 
 def _compiled(folder: Path) -> Path:
@@ -97,10 +110,7 @@ def _read(folder: Path) -> dict[str, int]:
     return found
 
 
-def _counts(
-    totals: Mapping[str, int], divisors: Mapping[str, int], intervals: Mapping[str, Mapping[str, int]]
-) -> Counts:
-    each = {name: totals[name] / divisor for name, divisor in divisors.items()}
+def _counts(each: Mapping[str, float], intervals: Mapping[str, Mapping[str, int]]) -> Counts:
     by_size: dict[str, dict[str, Count]] = {}
     for name, instructions in each.items():
         size, _, rest = name.partition("/")
