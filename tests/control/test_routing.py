@@ -87,7 +87,7 @@ class House:
         )
         self.ledger = MemoryLedger(MemoryJournal(), self.clock)
         self.front = AllowancePlane(self.plane, self.ledger, self.clock)
-        self.front.active = any(target.tokens_per_day for route in routes for target in route.targets)
+        self.front.limit(any(target.tokens_per_day for route in routes for target in route.targets))
         self.count = 0
 
     def ask(self, model: str = "m", tags: tuple[str, ...] = (), tokens: int = 8, **more: object) -> Asker:

@@ -81,10 +81,17 @@ def upstreams(
 
 
 def _upstream(upstream: Upstream, kinds: Kinds, connectors: dict[str, Connector], clock: Clock) -> Watched:
-    opened = kinds.get(upstream.kind).open(_spec(upstream), clock)
+    spec = _spec(upstream)
+    opened = kinds.get(upstream.kind).open(spec, clock)
     connectors[upstream.name] = opened.connector
     node = Node(
-        upstream.name, "direct", tags=frozenset(upstream.tags), weight=upstream.weight, kind=upstream.kind
+        upstream.name,
+        "direct",
+        tags=frozenset(upstream.tags),
+        weight=upstream.weight,
+        kind=upstream.kind,
+        timeouts=spec.timeouts,
+        api=opened.connector.traits.api,
     )
     return Watched(node, opened.prober, upstream.models, upstream.capacity)
 

@@ -15,6 +15,7 @@ from headrace.adapters.storage.database import Database
 from headrace.adapters.storage.journal import SqlJournal
 from headrace.adapters.storage.records import SqlRecords
 from headrace.adapters.storage.retention import Retention
+from headrace.adapters.storage.routes import SqlRoutes
 from headrace.adapters.storage.tenure import Watch
 from headrace.kernel.clock import Clock
 from headrace.ports.ledger import Journal, QuotaLedger
@@ -30,6 +31,7 @@ class Kept:
     """What survives a restart. `gauges`: how it stands, by the names of the metrics."""
 
     accounts: SqlAccounts
+    routes: SqlRoutes
     records: SqlRecords
     ledger: QuotaLedger
     gauges: Mapping[str, Callable[[], float]]
@@ -54,7 +56,7 @@ async def open_kept(
     retention = Retention(records, journal, clock, records_s=settings.storage.records_retention)
     stack.push_async_callback(retention.close)
     retention.start()
-    return Kept(SqlAccounts(database), records, ledger, _gauges(records, ledger))
+    return Kept(SqlAccounts(database), SqlRoutes(database, clock), records, ledger, _gauges(records, ledger))
 
 
 def _gauges(records: SqlRecords, ledger: MemoryLedger | RedisLedger) -> dict[str, Callable[[], float]]:

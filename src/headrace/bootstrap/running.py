@@ -22,12 +22,15 @@ from headrace.bootstrap.keeping import Kept, open_kept
 from headrace.connectors.kinds import Kinds
 from headrace.control.access import ADMIN, FIRST_KEY_FILE, KeyRing, admit_first_key
 from headrace.control.accounts import AccountBook
+from headrace.control.allowances import AllowancePlane
 from headrace.control.discovery import Discovery
 from headrace.control.plane import LocalControlPlane
 from headrace.control.quota import QuotaPlane
 from headrace.control.recording import Recorder
 from headrace.control.registry import Registry
+from headrace.control.routes import RouteBook
 from headrace.core.inference import Inference
+from headrace.domain.routing import Strategy, Target
 from headrace.engine.catalog import Catalog
 from headrace.engine.download import Progress
 from headrace.gateway.addresses import Addresses
@@ -48,6 +51,7 @@ from headrace.kernel.errors import Unavailable
 from headrace.observe.logging import configure_logging
 from headrace.ports.connector import Connector
 from headrace.settings import Settings
+from headrace.settings.routes import static_routes
 from headrace.settings.schema import MetricsAccess
 
 log = structlog.get_logger(__name__)
@@ -146,17 +150,13 @@ async def running(
         kept = await open_kept(settings, backend, clock, stack)
         first_key = _let_in(keys, settings)
         book = await _accounts(settings, kept, keys, clock, stack)
-        recorder = Recorder(kept.records, clock, lambda error: problem(error).status)
-        control = LocalControlPlane(
-            registry,
-            clock,
-            queue_size=settings.limits.queue_size,
-            queue_wait_s=settings.limits.queue_wait,
-            recorder=recorder,
-        )
-        metered = QuotaPlane(control, kept.ledger, clock, recorder, secret_models=settings.auth.secret_models)
-        inference = Inference(metered, connectors, recorder.status_of)
-        control.on_unreachable = await _models(settings, catalog, clock, registry, connectors, stack)
+        routes = await _routes(settings, kept, stack)
+        control, metered = _deciding(settings, kept, registry, routes, clock)
+        stack.callback(control.health.close)
+        inference = Inference(metered, connectors, metered.status_of)
+        _heed_affinity(routes, inference)
+        discovery = await _models(settings, catalog, registry, connectors, stack)
+        discovery.on_probe, control.on_unreachable = control.probed, discovery.unreachable
         origins = OriginPolicy(settings.server.cors_origin_regex)
         lane = _token_lane(settings, keys, inference, origins)
         counted = Counted(
@@ -173,7 +173,7 @@ async def running(
             registry=registry,
             origins=origins,
             ready=lambda: service.ready,
-            admin=Administration(book, kept.records, kept.ledger),
+            admin=Administration(book, kept.records, kept.ledger, routes, control.explain, control),
             metrics=MetricsRoute(keys, counted, open_to_all=settings.server.metrics is MetricsAccess.OPEN),
         )
         listener = Listener(app, listening, _connection_limits(settings), lane)
@@ -196,15 +196,65 @@ async def _accounts(
     return book
 
 
+async def _routes(settings: Settings, kept: Kept, stack: contextlib.AsyncExitStack) -> RouteBook:
+    """The routes of the settings and of the database, and whatever becomes of them."""
+    book = RouteBook(kept.routes, static_routes(settings.routes))
+    await book.refresh()
+    following = Tasks()
+    stack.push_async_callback(following.close)
+    following.spawn(book.follow(), name="routes.follow")
+    return book
+
+
+def _deciding(
+    settings: Settings, kept: Kept, registry: Registry, routes: RouteBook, clock: Clock
+) -> tuple[LocalControlPlane, QuotaPlane]:
+    """The control plane: what places requests, and around it what holds them to limits."""
+    limits = settings.limits
+    recorder = Recorder(kept.records, clock, lambda error: problem(error).status)
+    control = LocalControlPlane(
+        registry,
+        clock,
+        queue_size=limits.queue_size,
+        queue_wait_s=limits.queue_wait,
+        recorder=recorder,
+        routes=routes,
+    )
+    allowing = AllowancePlane(control, kept.ledger, clock)
+    _heed(routes, lambda targets: allowing.limit(any(target.tokens_per_day for target in targets)))
+    return control, QuotaPlane(
+        allowing, kept.ledger, clock, recorder, secret_models=settings.auth.secret_models
+    )
+
+
+def _heed_affinity(routes: RouteBook, inference: Inference) -> None:
+    by_affinity = (Strategy.SESSION, Strategy.PREFIX)
+
+    def heed(targets: list[Target]) -> None:
+        inference.affinity = any(target.strategy in by_affinity for target in targets)
+
+    _heed(routes, heed)
+
+
+def _heed(routes: RouteBook, listener: Callable[[list[Target]], object]) -> None:
+    """Tell *listener* all targets of the routes, now and after each change."""
+
+    def tell() -> None:
+        listener([target for route in routes.in_force for target in route.targets])
+
+    routes.on_change(tell)
+    tell()
+
+
 async def _models(
     settings: Settings,
     catalog: Catalog,
-    clock: Clock,
     registry: Registry,
     connectors: dict[str, Connector],
     stack: contextlib.AsyncExitStack,
-) -> Callable[[str, str], None]:
-    """Start the engines and look for the upstreams; whom to tell that one of them can't be reached."""
+) -> Discovery:
+    """Start the engines, and look for the upstreams."""
+    clock = SystemClock()
     engines = settings.effective_engines
     # Engines whose threads wait for each other crawl: where there are several, each gets its share of the processor.
     share = max(1, (os.cpu_count() or 1) // len(engines)) if len(engines) > 1 else 0
@@ -222,7 +272,7 @@ async def _models(
     discovery = Discovery(registry, clock=clock)
     stack.push_async_callback(discovery.close)
     await discovery.start(watched)
-    return discovery.unreachable
+    return discovery
 
 
 def _let_in(keys: KeyRing, settings: Settings) -> tuple[str, bool] | None:

@@ -15,16 +15,17 @@ _UNKNOWN_S = 5.0
 
 
 class AllowancePlane(Placing):
-    """Charges grants that have an allowance to *ledger*; one that is used up sends the request back, to the fallbacks.
-
-    active: whether any route has an allowance; without, everything passes untouched.
-    """
+    """Charges grants that have an allowance to *ledger*; one that is used up sends the request back, to the fallbacks."""
 
     def __init__(self, placing: Placing, ledger: QuotaLedger, clock: Clock) -> None:
         self.placing = placing
         self.ledger = ledger
         self.clock = clock
-        self.active = False
+        self._limited = False
+
+    def limit(self, limited: bool) -> None:
+        """Whether any route has an allowance; as long as none has, everything passes untouched."""
+        self._limited = limited
 
     def resolved(self, ask: Ask) -> Ask:
         """See the port."""
@@ -32,7 +33,7 @@ class AllowancePlane(Placing):
 
     def admit(self, ask: Ask, told: Admission) -> Waiting:
         """See the port."""
-        if not self.active:
+        if not self._limited:
             return self.placing.admit(ask, told)
         guard = _Guard(self, told)
         guard.follow(self.placing.admit(ask, guard))
@@ -42,7 +43,7 @@ class AllowancePlane(Placing):
         """See the port."""
         if grant.allowance is not None:
             self.ledger.release(_reservation(grant))
-        if not self.active:
+        if not self._limited:
             return self.placing.retry(grant, failure, told)
         guard = _Guard(self, told)
         guard.follow(self.placing.retry(grant, failure, guard))

@@ -35,14 +35,21 @@ class Placement:
         self._spent: set[Window] = set()
 
     def find(self, demand: Demand, ask: Ask, avoid: Collection[str] = ()) -> Place | None:
-        """A free slot for *ask*, in the first stage that has one and may be used; backends in *avoid* are left out."""
+        """A free slot for *ask* that will be granted, in the first stage that has one and may be used; backends in *avoid* are left out."""
         for stage in self._open(demand):
             held = self.warmth.held(stage.model)
             left_out = {*avoid, *held} if held else avoid
             node = choose(stage.candidates, stage.wish(ask), self.load, stage.cursor, left_out)
             if node is not None:
-                return Place(stage, node)
+                return self.taken(Place(stage, node))
         return None
+
+    def taken(self, place: Place) -> Place:
+        """*place* is about to be granted: count it. `find` did so itself."""
+        use = place.stage.use
+        if use is not None:
+            use.executions += 1
+        return place
 
     def at(self, demand: Demand, node: Node) -> Place | None:
         """A slot of *node* for *demand*; None where no stage that may be used has the backend."""
@@ -80,8 +87,26 @@ class Placement:
         self._spent.discard(allowance)
         self.changed()
 
+    def explain(self, demand: Demand) -> list[dict[str, object]]:
+        """Where requests would go now: the stages in order, whether each may be used, and how its backends stand."""
+        open_now = set(map(id, self._open(demand)))
+        return [
+            {
+                "model": stage.model,
+                "selector": str(stage.target.selector),
+                "strategy": stage.target.strategy.value,
+                "used": id(stage) in open_now,
+                "backends": [self._standing(node) for node in stage.candidates.nodes],
+            }
+            for stage in demand.stages
+        ]
+
+    def _standing(self, node: Node) -> dict[str, object]:
+        slots, busy = self.load.slots.get(node.id, 0), self.load.busy.get(node.id, 0)
+        return {"id": node.id, "state": node.state.value, "slots": slots, "busy": busy}
+
     def _names(self, node: Node) -> Iterator[str]:
-        plain = (self._destinations.of(info.id) for info in node.models)
+        plain = (self._destinations.of(info.id, api=node.api) for info in node.models)
         for demand in (*plain, *self._destinations.special()):
             if self.at(demand, node) is not None:
                 yield demand.name
@@ -91,7 +116,7 @@ class Placement:
         busy is enough."""
         out_of_work = True
         for stage in demand.stages:
-            if not (out_of_work or stage.when_busy):
+            if not (out_of_work or stage.target.when_busy):
                 return
             spent = stage.allowance is not None and stage.allowance in self._spent
             if not spent:

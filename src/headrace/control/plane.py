@@ -93,19 +93,17 @@ class LocalControlPlane(Placing):
 
     def resolved(self, ask: Ask) -> Ask:
         """See the port."""
-        model, tags = self.destinations.resolved(ask.model, ask.tags)
+        model, tags = self.destinations.resolved(ask.model, ask.tags, ask.operation.api)
         return msgspec.structs.replace(ask, model=model, tags=tags)
 
     def admit(self, ask: Ask, told: Admission) -> Waiting:
         """Grant at once where a slot is free and nobody is before it; else queue, or refuse."""
         self._retries.request()
-        demand = self.destinations.of(ask.model, ask.tags)
+        demand = self.destinations.of(ask.model, ask.tags, ask.operation.api)
         call = Call(ask, told, self, demand.name)
-        if self._queue.depth and self._queue.awaits(
-            demand.name
-        ):  # what is free all the same is promised, or rests
-            self._wait(call, demand)
-        elif (place := self.placement.find(demand, ask)) is None:
+        if (self._queue.depth and self._queue.awaits(demand.name)) or (
+            place := self.placement.find(demand, ask)
+        ) is None:  # what is free all the same is promised, or rests
             self._wait(call, demand)
         else:
             self._grant(call, demand, place)
@@ -172,14 +170,19 @@ class LocalControlPlane(Placing):
             if self._recorder is not None:
                 self._recorder.withdrawn(call.ask, call.executions)
 
+    def explain(self, model: str, tags: tuple[str, ...]) -> dict[str, object]:
+        """Where a request for *model* with *tags* would go now."""
+        model, tags, demand = self.destinations.by_any(model, tags)
+        return {"model": model, "tags": list(tags), "targets": self.placement.explain(demand)}
+
     def probed(self, node_id: str, ok: bool, reason: str = "") -> None:
         """A check of the backend has ended, badly for this reason."""
         self.health.probed(node_id, ok, reason)
 
     def _again(self, call: Call, grant: Grant, failure: Failure) -> None:
         """Try *call* again, after a break where it was executed; or refuse it."""
-        demand = self.destinations.of(grant.ask.model, grant.ask.tags)
-        refusal = self._no_more(call, demand, grant, failure) or self._pointless(demand, grant.ask)
+        demand = self.destinations.of(grant.ask.model, grant.ask.tags, grant.ask.operation.api)
+        refusal = self._pointless(demand, grant.ask) or self._no_more(call, demand, grant, failure)
         if refusal is not None:
             self._refuse(call, refusal)
             return
@@ -196,7 +199,7 @@ class LocalControlPlane(Placing):
         """Grant *call* another place, or let it wait at the front."""
         call.pause = None
         ask = call.ask
-        demand = self.destinations.of(ask.model, ask.tags)
+        demand = self.destinations.of(ask.model, ask.tags, ask.operation.api)
         refusal = self._pointless(demand, ask)
         now = self._clock.monotonic()
         if refusal is not None:
@@ -234,6 +237,8 @@ class LocalControlPlane(Placing):
         """Why nobody will have a place for *ask*; None where somebody may. Names are told only to those who may use them."""
         if demand.known:
             return refusals.hopeless(demand, ask.model, self._clock.now())
+        if self.destinations.known_otherwise(ask.model, ask.tags, ask.operation.api):
+            return refusals.unsupported(ask.model, ask.operation)
         names = [info.id for info in self._registry.models() if ask.principal.may_use(info.id)]
         return refusals.unknown(ask.model, ask.tags, self._registry.nodes(), names)
 
@@ -279,7 +284,7 @@ class LocalControlPlane(Placing):
     def _expired(self, call: Call) -> None:
         ask = call.ask
         refusal = refusals.waited_too_long(
-            self.destinations.of(ask.model, ask.tags),
+            self.destinations.of(ask.model, ask.tags, ask.operation.api),
             ask.model,
             call.waited_s,
             self._room.drained_in(),
@@ -333,9 +338,9 @@ class LocalControlPlane(Placing):
 
     def _noticed(self, grant: Grant, failure: Failure) -> None:
         """The backend did something wrong, or was busy."""
+        self.health.failed(grant, failure)
         if isinstance(failure, NotSent):
             self.on_unreachable(grant.target, failure.reason)
-        self.health.failed(grant, failure)
 
     def _went_well(self, grant: Grant, outcome: Outcome) -> None:
         """The backend gave a whole answer; how fast, where it was streamed."""
@@ -383,7 +388,7 @@ class LocalControlPlane(Placing):
         for name in self._queue.models():
             for ticket in self._queue.waiting_for(name):
                 call = ticket.call
-                demand = self.destinations.of(call.ask.model, call.ask.tags)
+                demand = self.destinations.of(call.ask.model, call.ask.tags, call.ask.operation.api)
                 refusal = self._pointless(demand, call.ask)
                 if refusal is None and demand.name == name:
                     break  # all of that name ask for the same

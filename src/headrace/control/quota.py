@@ -10,7 +10,6 @@ A request is charged as one, and with the tokens that it used, however it ended;
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import msgspec
@@ -34,7 +33,7 @@ from headrace.ports.control import Admission, Ask, ControlPlane, Ending, Grant, 
 from headrace.ports.ledger import Charge, QuotaLedger, Standing, Verdict
 
 _SOON = (Period.NOW, Period.MINUTE)
-_CONCURRENCY, _OF_TOKENS = Measure.CONCURRENCY, Measure.TOKENS
+_REQUESTS, _OF_TOKENS = Measure.REQUESTS, Measure.TOKENS
 _ENTRY, _TOKENS = "/entry", "/tokens"
 """What its two reservations are called, after the request."""
 
@@ -282,23 +281,25 @@ _NOTHING = _Nothing()
 
 def _nearest(standings: Sequence[Standing], now: float) -> tuple[Budget, ...]:
     """Of requests and of tokens how that limit stands that is the nearest to its end."""
-    nearest: dict[Measure, Standing] = {}
-    shares = {_CONCURRENCY: math.inf}
+    requests: Standing | None = None
+    tokens: Standing | None = None
+    most_requests = most_tokens = -1.0
     for standing in standings:
         window = standing.window
-        measure = window.measure
         share = standing.used / window.limit
-        if share > shares.get(measure, -1.0):
-            shares[measure] = share
-            nearest[measure] = standing
-    return tuple([_budget(standing, now) for standing in nearest.values()])
+        measure = window.measure
+        if measure is _REQUESTS:
+            if share > most_requests:
+                most_requests, requests = share, standing
+        elif measure is _OF_TOKENS and share > most_tokens:
+            most_tokens, tokens = share, standing
+    return tuple([_budget(standing, now) for standing in (requests, tokens) if standing is not None])
 
 
 def _budget(standing: Standing, now: float) -> Budget:
-    window = standing.window
-    left = window.limit - standing.used
+    window, left = standing.window, standing.window.limit - standing.used
     wait_s = standing.resets_at - now
-    return Budget(window.measure, window.limit, max(0, left), max(0.0, wait_s))
+    return Budget(window.measure, window.limit, max(left, 0), wait_s if wait_s >= 0 else 0.0)
 
 
 def _exceeded(

@@ -1,47 +1,38 @@
-"""The main use case: one request, from admission to settlement.
-
-admit ─► granted ─► attempt ─┬─► completed ─────────────────────► finish(completed)
-  ▲         │                ├─► rejected by the backend ───────► finish(failed)
-  │         │                └─► failed ─┬─ nothing passed on ──► retry ─► granted, or refused
-  └─────────┴── the client leaves        └─ some passed on ─────► finish(failed)
-                at any time: cancel ─► the backend stops ───────► finish(cancelled)
-"""
+"""The main use case: requests of OpenAI's API, and predictions, moved between clients and backends."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 
 from headrace.core.answer import Answer
-from headrace.core.attempt import AssembledAttempt, Attempt, StreamAttempt, Told, WholeAttempt
+from headrace.core.attempt import AssembledAttempt, Attempt, StreamAttempt, WholeAttempt
+from headrace.core.call import Call
+from headrace.core.prediction import PredictionCall
 from headrace.domain.access import Principal
-from headrace.domain.inference import Usage
-from headrace.kernel.errors import RequestError, UpstreamFailed, UpstreamTimeout, code_of
-from headrace.ports.connector import (
-    Broken,
-    Connector,
-    Exchange,
-    Failure,
-    Headers,
-    Lost,
-    NotSent,
-    Traits,
-    UpstreamRequest,
-)
-from headrace.ports.control import Admission, Ask, ControlPlane, Ending, Grant, Outcome, Waiting
+from headrace.kernel.errors import RequestError
+from headrace.ports.connector import Connector, Headers, Traits, UpstreamRequest
+from headrace.ports.control import Ask, ControlPlane, Grant
 from headrace.wire.openai import InferenceBody
+from headrace.wire.prediction import Prediction
 
 
-class Hints(msgspec.Struct, frozen=True):
-    """What a request says beside its body. tags: those that its backend must have. session: what its conversation is known by."""
+class Origin(msgspec.Struct, frozen=True):
+    """What is known of a request beside its body.
 
+    asked_at: when it was complete, on the monotonic clock. client: its address. tags: those that its backend must have. session:
+    what its conversation is known by.
+    """
+
+    asked_at: float = 0.0
+    client: str = ""
     tags: tuple[str, ...] = ()
     session: str = ""
 
 
-NO_HINTS = Hints()
+UNKNOWN = Origin()
 
 
 class Inference:
@@ -63,7 +54,7 @@ class Inference:
         self.status_of = status_of
         self._control = control
         self._connectors = connectors
-        self.active: set[InferenceCall] = set()
+        self.active: set[Call[Any]] = set()
 
     def start(
         self,
@@ -71,15 +62,9 @@ class Inference:
         principal: Principal,
         body: InferenceBody,
         answer: Answer,
-        *,
-        asked_at: float = 0.0,
-        client: str = "",
-        hints: Hints = NO_HINTS,
+        origin: Origin = UNKNOWN,
     ) -> InferenceCall:
-        """Begin. Returns at once; *answer* hears the rest, perhaps before this returned.
-
-        asked_at: when the request was complete, on the monotonic clock. client: its address.
-        """
+        """Begin. Returns at once; *answer* hears the rest, perhaps before this returned."""
         if principal.default_max_tokens is not None:
             body.limit(principal.default_max_tokens)
         ask = Ask(
@@ -89,14 +74,39 @@ class Inference:
             model=body.model,
             estimated_tokens=body.prompt_tokens + (body.max_tokens or 0) * body.choices,
             priority=principal.priority,
-            asked_at=asked_at,
-            client=client,
+            asked_at=origin.asked_at,
+            client=origin.client,
             streamed=body.stream,
-            tags=hints.tags,
-            session=hints.session or (body.session if self.affinity else ""),
+            tags=origin.tags,
+            session=origin.session or (body.session if self.affinity else ""),
             prefix=body.prefix if self.affinity else 0,
         )
         call = InferenceCall(ask, body, answer, self)
+        self.active.add(call)
+        call.begin(self._control, self._connectors)
+        return call
+
+    def predict(
+        self,
+        request_id: str,
+        principal: Principal,
+        prediction: Prediction,
+        answer: Answer,
+        origin: Origin = UNKNOWN,
+    ) -> PredictionCall:
+        """The same for a prediction: it is charged as a request, and no tokens."""
+        ask = Ask(
+            request_id=request_id,
+            principal=principal,
+            operation=prediction.operation,
+            model=prediction.model,
+            priority=principal.priority,
+            asked_at=origin.asked_at,
+            client=origin.client,
+            tags=origin.tags,
+            session=origin.session,
+        )
+        call = PredictionCall(ask, prediction, answer, self)
         self.active.add(call)
         call.begin(self._control, self._connectors)
         return call
@@ -107,160 +117,12 @@ class Inference:
             call.abort(error)
 
 
-class InferenceCall(Admission, Told, Exchange):
-    """One request under way; for the client it is the exchange: pause, resume, cancel."""
+class InferenceCall(Call[InferenceBody]):
+    """A request of OpenAI's API."""
 
-    __slots__ = (
-        "_answer",
-        "_ask",
-        "_attempt",
-        "_body",
-        "_client_gone",
-        "_connectors",
-        "_control",
-        "_first_at",
-        "_grant",
-        "_owner",
-        "_passing",
-        "_paused",
-        "_turn",
-        "_waiting",
-    )
+    __slots__ = ()
 
-    _control: ControlPlane
-    _connectors: Mapping[str, Connector]
-
-    def __init__(self, ask: Ask, body: InferenceBody, answer: Answer, owner: Inference) -> None:
-        self._ask = ask
-        self._body = body
-        self._answer = answer
-        self._owner = owner
-        self._attempt: Attempt | None = None
-        self._grant: Grant | None = None
-        self._waiting: Waiting | None = None
-        self._client_gone = False
-        self._first_at: float | None = None
-        self._passing = False
-        self._paused = False
-        self._turn = 0
-
-    def begin(self, control: ControlPlane, connectors: Mapping[str, Connector]) -> None:
-        """Ask for a place."""
-        self._control = control
-        self._connectors = connectors
-        self._wait(lambda: control.admit(self._ask, self))
-
-    # The client's side
-
-    def pause(self) -> None:
-        """The client is slow: stop the backend's flow."""
-        self._paused = True
-        if self._attempt is not None:
-            self._attempt.exchange.pause()
-
-    def resume(self) -> None:
-        """The client has caught up."""
-        self._paused = False
-        if self._attempt is not None:
-            self._attempt.exchange.resume()
-
-    def cancel(self) -> None:
-        """The client is gone: stop waiting, or stop the backend. The answer hears nothing more. Idempotent."""
-        if self._client_gone:
-            return
-        self._client_gone = True
-        if self._attempt is not None:
-            self._attempt.exchange.cancel()
-        elif self._waiting is not None:
-            self._waiting.withdraw()
-            self._owner.active.discard(self)
-
-    def abort(self, error: RequestError) -> None:
-        """We give up on it: tell the client, stop the backend."""
-        if not self._client_gone:
-            self._answer.fail(error)
-            self.cancel()
-
-    # Control's side
-
-    def granted(self, grant: Grant) -> None:
-        """Run it on the node that was granted."""
-        if self._client_gone:
-            self._settle(grant, Ending.CANCELLED, Usage(), status=0)
-            return
-        self._grant = grant
-        connector = self._connectors.get(grant.target)
-        if connector is None:
-            self._again(NotSent(f"The node {grant.target!r} has just gone."))
-            return
-        attempt = self._attempt_for(connector.traits)
-        attempt.exchange = connector.start(self._upstream_request(grant, attempt, connector.traits), attempt)
-        self._attempt = attempt
-        if self._paused:
-            attempt.exchange.pause()
-
-    def refused(self, refusal: RequestError) -> None:
-        """There is no place for it."""
-        self._owner.active.discard(self)
-        if not self._client_gone:
-            self._answer.fail(refusal)
-
-    # The attempt's side
-
-    def answering(self, content_type: bytes) -> None:
-        """The answer begins: no other attempt after this."""
-        self._passing = True
-        grant = self._held()
-        if grant.watched:
-            self._control.answering(grant)
-        if self._body.stream:
-            self._first_at = time.monotonic()
-        if not self._client_gone:
-            self._answer.head(content_type, grant)
-
-    def passed(self, chunk: bytes) -> None:
-        """Some of the answer."""
-        if not self._client_gone:
-            self._answer.data(chunk)
-
-    def completed(self, usage: Usage) -> None:
-        """The answer is complete."""
-        self._settle(self._held(), Ending.CANCELLED if self._client_gone else Ending.COMPLETED, usage)
-        if not self._client_gone:
-            self._answer.end()
-
-    def rejected(self, error: RequestError, usage: Usage) -> None:
-        """The backend refused the request itself."""
-        self._settle(self._held(), Ending.FAILED, usage, error)
-        if not self._client_gone:
-            self._answer.fail(error)
-
-    def failed(self, failure: Failure, usage: Usage) -> None:
-        """The attempt came to nothing, or broke off."""
-        self._attempt = None
-        if self._client_gone:
-            self._settle(self._held(), Ending.CANCELLED, usage, status=200 if self._passing else 0)
-        elif self._passing:
-            error = _broken(failure)
-            self._settle(self._held(), Ending.FAILED, usage, error, failure=failure)
-            self._answer.fail(error)
-        else:
-            self._again(failure)
-
-    def _again(self, failure: Failure) -> None:
-        grant = self._held()
-        self._grant = None
-        self._wait(lambda: self._control.retry(grant, failure, self))
-
-    def _wait(self, ask: Callable[[], Waiting]) -> None:
-        """Keep the handle of what we wait for, unless the answer came at once and led to another wait inside."""
-        self._turn += 1
-        turn = self._turn
-        waiting = ask()
-        if turn == self._turn:
-            self._waiting = waiting
-
-    def _attempt_for(self, traits: Traits) -> Attempt:
+    def _attempt_for(self, traits: Traits) -> Attempt[InferenceBody]:
         body = self._body
         if body.stream:
             return StreamAttempt(self, body)
@@ -268,7 +130,7 @@ class InferenceCall(Admission, Told, Exchange):
             return AssembledAttempt(self, body)
         return WholeAttempt(self, body)
 
-    def _upstream_request(self, grant: Grant, attempt: Attempt, traits: Traits) -> UpstreamRequest:
+    def _upstream_request(self, grant: Grant, attempt: Attempt[Any], traits: Traits) -> UpstreamRequest:
         streamed = attempt.streamed
         headers: Headers = [
             (b"content-type", b"application/json"),
@@ -283,33 +145,3 @@ class InferenceCall(Admission, Told, Exchange):
             timeouts=grant.timeouts,
             stoppable=streamed or traits.cancels_unstreamed,
         )
-
-    def _held(self) -> Grant:
-        assert self._grant is not None, "an attempt runs under a grant"
-        return self._grant
-
-    def _settle(
-        self,
-        grant: Grant,
-        ending: Ending,
-        usage: Usage,
-        error: RequestError | None = None,
-        *,
-        status: int = 200,
-        failure: Failure | None = None,
-    ) -> None:
-        self._attempt = None
-        self._waiting = None
-        self._owner.active.discard(self)
-        code = ""
-        if error is not None:
-            code = code_of(error)
-            status = status if self._first_at is not None else self._owner.status_of(error)
-        self._control.finish(grant, Outcome(ending, usage, status, code, self._first_at, failure))
-
-
-def _broken(failure: Failure) -> RequestError:
-    """What a client hears of an answer that broke off under way."""
-    if isinstance(failure, Lost | Broken) and failure.timed_out:
-        return UpstreamTimeout(f"The answer stopped coming. {failure.reason}")
-    return UpstreamFailed(f"The answer broke off. {failure.reason}")

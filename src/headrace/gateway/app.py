@@ -8,7 +8,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from headrace.control.registry import Registry
-from headrace.domain.inference import Operation
+from headrace.domain.inference import Api, Operation
 from headrace.gateway.administration import Administration
 from headrace.gateway.context import Errors, RequestIds
 from headrace.gateway.cors import OriginPolicy
@@ -35,7 +35,8 @@ def build_app(
     ready: whether new requests are welcome (not while shutting down). admin: what `/admin` is about; without, it isn't there.
     metrics: what `/metrics` shows; the same.
     """
-    models = ModelRoutes(lane.keys, registry)
+    routed = admin.routes if admin is not None else None
+    models = ModelRoutes(lane.keys, registry, routed.aliases if routed is not None else dict)
     operations = OperationRoutes(registry, ready, lane.default_model)
     routes = [
         Route("/v1/models", models.listing, methods=["GET"]),
@@ -45,7 +46,8 @@ def build_app(
         Route("/version", operations.version, methods=["GET"]),
     ]
     routes += [
-        Route(operation.path, InferenceRoute(operation, lane), methods=["POST"]) for operation in Operation
+        Route(operation.path, InferenceRoute(operation, lane), methods=["POST"])
+        for operation in Operation.of(Api.OPENAI)
     ]
     if admin is not None:
         routes += admin_routes(lane.keys, admin, registry)

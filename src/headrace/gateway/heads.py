@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from headrace.core.inference import NO_HINTS, Hints
+from headrace.core.inference import Origin
 from headrace.domain.inference import Operation
 from headrace.domain.routing import MOST_TAGS, TAG
 from headrace.gateway.problems import budget_lines
@@ -37,16 +37,15 @@ class RequestHead(msgspec.Struct):
     tags: bytes = b""
     session: bytes = b""
 
-    @property
-    def hints(self) -> Hints:
-        """What the request says beside its body.
+    def origin_of(self, asked_at: float, client: str) -> Origin:
+        """What is known of the request beside its body.
 
         Raises:
             InvalidRequest: its tags aren't such, or too many.
         """
         if not self.tags and not self.session:
-            return NO_HINTS
-        return read_hints(self.tags, self.session)
+            return Origin(asked_at, client)
+        return Origin(asked_at, client, *read_hints(self.tags, self.session))
 
     def read(self, fields: list[tuple[bytes, bytes]]) -> None:
         """Take over what *fields* say; their names are in lower case."""
@@ -79,8 +78,8 @@ class RequestHead(msgspec.Struct):
             self.session = value
 
 
-def read_hints(tags: bytes, session: bytes) -> Hints:
-    """From the fields `x-headrace-tags` (words, with commas between them) and `x-headrace-session`.
+def read_hints(tags: bytes, session: bytes) -> tuple[tuple[str, ...], str]:
+    """Tags and a session, from the fields `x-headrace-tags` (words, with commas between them) and `x-headrace-session`.
 
     Raises:
         InvalidRequest: a tag isn't one, there are too many, or the session's name is too long.
@@ -98,7 +97,7 @@ def read_hints(tags: bytes, session: bytes) -> Hints:
             param="x-headrace-session",
             code="invalid_value",
         )
-    return Hints(words, session.decode("latin-1"))
+    return words, session.decode("latin-1")
 
 
 def way_lines(grant: Grant, asked_at: float) -> bytes:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from headrace.control.access import read_key
-from headrace.core.inference import InferenceCall
+from headrace.core.inference import InferenceCall, Origin
 from headrace.domain.inference import Operation
 from headrace.gateway.answer import PulledAnswer
 from headrace.gateway.heads import SESSION, TAGS, read_hints, way_fields
@@ -42,14 +42,13 @@ class InferenceRoute:
         fields = dict(scope["headers"])
         hints = read_hints(fields.get(TAGS, b""), fields.get(SESSION, b""))
         answer = PulledAnswer(time.monotonic())
+        origin = Origin(answer.asked_at, scope["state"].get("client_address", ""), *hints)
         call = self._lane.inference.start(
             scope["state"]["request_id"],
             principal,
             body,
             answer,
-            asked_at=answer.asked_at,
-            client=scope["state"].get("client_address", ""),
-            hints=hints,
+            origin,
         )
         try:
             answer.attach(call)

@@ -1,6 +1,8 @@
-"""`/v1/models`: every model that some backend has, loaded or not, and that the key may use."""
+"""`/v1/models`: every model that some backend has, loaded or not, every alias of one, and that the key may use."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 import msgspec
 from starlette.requests import Request
@@ -17,9 +19,12 @@ from headrace.wire.openai import model_object
 class ModelRoutes:
     """The list of models, and one of them."""
 
-    def __init__(self, keys: KeyRing, registry: Registry) -> None:
+    def __init__(
+        self, keys: KeyRing, registry: Registry, aliases: Callable[[], Mapping[str, str]] = dict
+    ) -> None:
         self._keys = keys
         self._registry = registry
+        self._aliases = aliases
 
     async def listing(self, request: Request) -> Response:
         """GET /v1/models"""
@@ -42,7 +47,11 @@ class ModelRoutes:
         return self._keys.authenticate(read_key(request.scope["headers"]))
 
     def _usable(self, principal: Principal) -> dict[str, ModelInfo]:
-        return {info.id: info for info in self._registry.models() if principal.may_use(info.id)}
+        models = {info.id: info for info in self._registry.models()}
+        for alias, model in self._aliases().items():
+            if alias not in models and model in models:
+                models[alias] = ModelInfo(alias, models[model].created, models[model].owned_by)
+        return {name: models[name] for name in sorted(models) if principal.may_use(name)}
 
 
 def _json(value: object) -> Response:

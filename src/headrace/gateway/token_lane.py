@@ -13,7 +13,7 @@ from headrace.control.access import KeyRing
 from headrace.core.answer import Answer
 from headrace.core.inference import Inference, InferenceCall
 from headrace.domain.access import Principal
-from headrace.domain.inference import Operation
+from headrace.domain.inference import Api, Operation
 from headrace.gateway.addresses import Addresses
 from headrace.gateway.gate import NEVER, Gate
 from headrace.gateway.guard import GUARDED, AddressGuard
@@ -67,7 +67,7 @@ class TokenLane:
         return self.default_embedding_model if operation is Operation.EMBEDDING else self.default_model
 
 
-_OPERATIONS = {operation.path.encode(): operation for operation in Operation}
+_OPERATIONS = {operation.path.encode(): operation for operation in Operation.of(Api.OPENAI)}
 
 
 class Cors(Protocol):
@@ -189,16 +189,13 @@ class TokenRequest(Answer):
         operation = self._head.operation
         try:
             body = decode_request(operation, raw, self._lane.default(operation))
-            hints = self._head.hints
+            self._received = self._client.gate.now()
+            origin = self._head.origin_of(self._received, self._head.client or self.client_address)
         except RequestError as error:
             self.fail(error)
             return
-        self._received = self._client.gate.now()
         self._client.deadline = self._received + self._lane.patience.grace_s if body.stream else NEVER
-        client = self._head.client or self.client_address
-        call = self._lane.inference.start(
-            self.id, self._principal, body, self, asked_at=self._received, client=client, hints=hints
-        )
+        call = self._lane.inference.start(self.id, self._principal, body, self, origin)
         if not self.over:
             self.call = call
 
