@@ -251,7 +251,11 @@ class TestPostgresql:
             assert metric(service, "headrace_records_dropped_total") == 0
             service.send(signal.SIGTERM)
             assert service.ended() == 0
-            assert "Traceback" not in service.log.text
+            said = service.log.text
+            assert "Traceback" not in said
+            assert 1 <= said.count("action=accounts.stale") <= 4 * rounds, "told once for each outage"
+            assert "action=accounts.fresh" in said
+            assert "action=storage.recovered" in said
         check(home)
         query = f"SELECT request_id, total_tokens FROM requests WHERE key_id = '{key_id}' AND status = 'completed'"
         rows = [line.split("|") for line in server.ask("own", query)]
