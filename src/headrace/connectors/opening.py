@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from headrace.connectors.direct import DirectConnector, Limits
 from headrace.connectors.endpoint import Endpoint, Tls
 from headrace.connectors.refusals import Dialect, Judging, KnownRefusals
+from headrace.domain.inference import Api
 from headrace.kernel.clock import Clock
 from headrace.ports.backend import BackendSpec
 from headrace.ports.connector import Traits
@@ -27,9 +28,10 @@ def open_http(
     headers: Sequence[tuple[bytes, bytes]],
     cancels_unstreamed: bool,
     dialect: Dialect | None = None,
+    api: Api = Api.OPENAI,
 ) -> Judging:
     """A connector to it; nothing is connected yet. *headers* go with every request. *cancels_unstreamed* counts where the
-    settings don't say it. *dialect* None: the refusals that we know.
+    settings don't say it. *dialect* None: the refusals that we know. *api*: what it is asked.
 
     Raises:
         ConfigError: its URL, CA file or key can't work.
@@ -41,6 +43,6 @@ def open_http(
         headers=headers,
         limits=Limits(connections=spec.capacity + _FOR_LOOKS, idle=spec.capacity),
         timeouts=spec.timeouts,
-        traits=Traits(cancels_unstreamed=stops, slots=spec.capacity),
+        traits=Traits(cancels_unstreamed=stops, slots=spec.capacity, api=api),
     )
     return Judging(direct, dialect or KnownRefusals())

@@ -12,13 +12,17 @@ from typing import Protocol
 from headrace.control.registry import Registry
 from headrace.control.strategies import Candidates, Cursor, Wish
 from headrace.domain.fleet import Node, NodeState
-from headrace.domain.inference import Timeouts
+from headrace.domain.inference import Api, Timeouts
 from headrace.domain.quota import Measure, Period, Window
 from headrace.domain.routing import MOST_TAGS, TAG, Route, Strategy, Target, TimeLimits
 from headrace.ports.control import Ask
 
 MOST_SPECIAL = 4096
 """Demands with tags or a route that are known at once, besides those that somebody waits for."""
+MOST_COUNTED = 2048
+"""Routes whose use is counted by itself."""
+OTHER_ROUTES = ""
+_OPENAI = Api.OPENAI
 _BY_AFFINITY = (Strategy.SESSION, Strategy.PREFIX)
 _NO_LIMITS = TimeLimits()
 _UNROUTED = Target(strategy=Strategy.ROUND_ROBIN)
@@ -44,20 +48,31 @@ class NoRoutes:
         """Nothing will change."""
 
 
+class Use:
+    """How often a target of a route was used."""
+
+    __slots__ = ("executions",)
+
+    def __init__(self) -> None:
+        self.executions = 0
+
+
 class Stage:
     """Some backends, and how one of them is chosen.
 
-    model: what they are asked for. allowance: the window that is charged for their use; None without.
+    model: what they are asked for. allowance: the window that is charged for their use; None without. use: where it is counted that
+    requests were sent to them; None where no route is.
     """
 
-    __slots__ = ("_wish", "allowance", "candidates", "cursor", "model", "when_busy")
+    __slots__ = ("_wish", "allowance", "candidates", "cursor", "model", "target", "use")
 
     def __init__(self, target: Target, model: str, candidates: Candidates, allowance: Window | None) -> None:
         self.model = model
         self.candidates = candidates
         self.cursor = Cursor()
         self.allowance = allowance
-        self.when_busy = target.when_busy
+        self.target = target
+        self.use: Use | None = None
         self._wish = Wish(target.strategy, model)
 
     def wish(self, ask: Ask) -> Wish:
@@ -69,14 +84,18 @@ class Stage:
 
 
 class Demand:
-    """What requests ask of the fleet. Those with one *name* wait in one line, and may all go to the same backends."""
+    """What requests ask of the fleet. Those with one *name* wait in one line, and may all go to the same backends.
 
-    __slots__ = ("name", "route", "stages")
+    limits_time: whether its route says how long a backend may take.
+    """
+
+    __slots__ = ("limits_time", "name", "route", "stages")
 
     def __init__(self, name: str, stages: tuple[Stage, ...], route: Route | None = None) -> None:
         self.name = name
         self.stages = stages
         self.route = route
+        self.limits_time = route is not None and route.time_limits != _NO_LIMITS
 
     @property
     def known(self) -> bool:
@@ -95,7 +114,7 @@ class Demand:
 
     def timeouts(self, node: Node) -> Timeouts | None:
         """How long *node* may take, where the route says something about it; None: what its own settings say."""
-        if self.route is None or self.route.time_limits == _NO_LIMITS:
+        if self.route is None or not self.limits_time:
             return None
         limits, own = self.route.time_limits, node.timeouts
         return Timeouts(
@@ -107,14 +126,28 @@ class Demand:
 
 
 class Destinations:
-    """The demands that are asked for. `version` grows with each demand of a route or tags that is new, and each change."""
+    """The demands that are asked for. `version` grows with each demand of a route or tags that is new, and each change.
 
-    def __init__(self, registry: Registry, routes: RouteFinder, *, queue_size: int) -> None:
+    uses: how often targets of routes were used since the start, by the route's id and their place: 0 is the route's own, the others
+    are its fallbacks. *most_counted* routes are counted by themselves; those that come later together, as `OTHER_ROUTES`.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        routes: RouteFinder,
+        *,
+        queue_size: int,
+        most_counted: int = MOST_COUNTED,
+    ) -> None:
         self._registry = registry
         self._routes = routes
         self._demands: dict[object, Demand] = {}
-        self._special: dict[str, tuple[str, tuple[str, ...]]] = {}
+        self._special: dict[str, tuple[str, tuple[str, ...], Api]] = {}
         self._most_special = MOST_SPECIAL + queue_size
+        self.uses: dict[tuple[str, int], Use] = {}
+        self._counted: set[str] = set()
+        self._most_counted = most_counted
         self.version = 0
 
     def forget(self) -> None:
@@ -127,16 +160,35 @@ class Destinations:
         self._special.clear()
         self.forget()
 
-    def of(self, model: str, tags: tuple[str, ...] = ()) -> Demand:
-        """What is asked of the fleet with *model* and *tags*."""
-        key = (model, tags) if tags else model
-        return self._demands.get(key) or self._make(key, model, tags)
+    def of(self, model: str, tags: tuple[str, ...] = (), api: Api = _OPENAI) -> Demand:
+        """What is asked of the fleet with *model* and *tags*, by operations of *api*."""
+        key: object = (model, tags) if tags else model
+        if api is not _OPENAI:
+            key = (model, tags, api)
+        return self._demands.get(key) or self._make(key, model, tags, api)
 
-    def resolved(self, model: str, tags: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    def by_any(self, model: str, tags: tuple[str, ...]) -> tuple[str, tuple[str, ...], Demand]:
+        """*model* and *tags* as `resolved` has them, and what is asked with them: by OpenAI's API, or else by another that backends
+        for it speak."""
+        for api in Api:
+            name, words = self.resolved(model, tags, api)
+            if (demand := self.of(name, words, api)).known:
+                return name, words, demand
+        model, tags = self.resolved(model, tags)
+        return model, tags, self.of(model, tags)
+
+    def known_otherwise(self, model: str, tags: tuple[str, ...], api: Api) -> bool:
+        """Whether there are backends for it, but all of them speak another API than *api*."""
+        others = (other for other in Api if other is not api)
+        return not self.of(model, tags, api).known and any(
+            self.of(model, tags, other).known for other in others
+        )
+
+    def resolved(self, model: str, tags: tuple[str, ...], api: Api = _OPENAI) -> tuple[str, tuple[str, ...]]:
         """*model* without the tags that it ends with (`llama@gpu+eu`), and all tags, unless a model of that name is there."""
         name, at, suffix = model.rpartition("@")
         words = tuple(suffix.split("+"))
-        if not (at and name) or self.of(model, tags).known or not all(map(TAG.fullmatch, words)):
+        if not (at and name) or self.of(model, tags, api).known or not all(map(TAG.fullmatch, words)):
             return model, tags
         return name, tuple(dict.fromkeys((*tags, *words)))[:MOST_TAGS]
 
@@ -150,42 +202,55 @@ class Destinations:
         """The demands with a route or tags that were asked for."""
         return [self.of(*asked) for asked in list(self._special.values())]
 
-    def _make(self, key: object, model: str, tags: tuple[str, ...]) -> Demand:
+    def _make(self, key: object, model: str, tags: tuple[str, ...], api: Api) -> Demand:
         route = self._routes.route_for(model)
         stages = tuple(
-            self._stage(target, model, tags, _allowance(route, number))
+            self._stage(target, model, tags, api, _allowance(route, number))
             for number, target in enumerate(route.targets if route else (_UNROUTED,))
         )
-        demand = Demand(_name(route, model, tags), stages, route)
+        demand = Demand(_name(route, model, tags, api), stages, route)
         if demand.known:  # else anybody could fill the memory with names
+            if route is not None:
+                self._count(route.id, stages)
             self._demands[key] = demand
             if route is not None or tags:
-                self._remember(demand.name, model, tags)
+                self._remember(demand.name, (model, tags, api))
         return demand
 
-    def _stage(self, target: Target, model: str, tags: tuple[str, ...], allowance: Window | None) -> Stage:
+    def _stage(
+        self, target: Target, model: str, tags: tuple[str, ...], api: Api, allowance: Window | None
+    ) -> Stage:
         wanted = target.model or model
         nodes = [
             node
             for node in self._registry.holders(wanted)
-            if target.selector.selects(node) and node.tags.issuperset(tags)
+            if node.api is api and target.selector.selects(node) and node.tags.issuperset(tags)
         ]
         return Stage(target, wanted, Candidates(nodes, wanted, target.weights), allowance)
 
-    def _remember(self, name: str, model: str, tags: tuple[str, ...]) -> None:
+    def _count(self, route_id: str, stages: tuple[Stage, ...]) -> None:
+        if route_id not in self._counted and len(self._counted) >= self._most_counted:
+            route_id = OTHER_ROUTES
+        self._counted.add(route_id)
+        for number, stage in enumerate(stages):
+            stage.use = self.uses.setdefault((route_id, number), Use())
+
+    def _remember(self, name: str, asked: tuple[str, tuple[str, ...], Api]) -> None:
         if name in self._special:
             return
         if len(self._special) >= self._most_special:
             del self._special[next(iter(self._special))]
-        self._special[name] = (model, tags)
+        self._special[name] = asked
         self.version += 1
 
 
-def _name(route: Route | None, model: str, tags: tuple[str, ...]) -> str:
+def _name(route: Route | None, model: str, tags: tuple[str, ...], api: Api) -> str:
     """Requests that may go to the same backends have the same: the models of a pattern that all become one are one."""
     if route is not None:
         same = all(target.model for target in route.targets)
         model = f"route {route.id}" if same else f"{model} by {route.id}"
+    if api is not _OPENAI:
+        model = f"{model} for {api.value}"
     return f"{model} on {'+'.join(sorted(tags))}" if tags else model
 
 

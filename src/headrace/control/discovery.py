@@ -152,7 +152,8 @@ class Discovery:
         """It answered; whether it is ready."""
         known = self._registry.get(backend.node.id)
         node = known or backend.node
-        models = tuple(ModelInfo(name) for name in backend.models) or report.models
+        named = tuple(ModelInfo(name) for name in backend.models if name not in report.absent)
+        models = named if backend.models else report.models
         if models is None:
             models = node.models
         if not models and report.models is None and report.ready_in_s is None:

@@ -49,7 +49,7 @@ class Filler:
             tickets = self.room.queue.waiting_for(name)
             if tickets:
                 ask = tickets[0].call.ask
-                for node in self.destinations.of(ask.model, ask.tags).nodes:
+                for node in self.destinations.of(ask.model, ask.tags, ask.operation.api).nodes:
                     if self.placement.is_free(node):
                         self.fill(node.id)
 
@@ -61,11 +61,12 @@ class Filler:
             call = self.room.next(self.placement.served_by(node), node_id)
             if call is None:
                 return
-            demand = self.destinations.of(call.ask.model, call.ask.tags)
+            ask = call.ask
+            demand = self.destinations.of(ask.model, ask.tags, ask.operation.api)
             place = self.placement.at(demand, node)
             if place is None:  # what it asks for goes elsewhere by now
                 self.resume(call)
                 return
-            self.grant(call, demand, place)
+            self.grant(call, demand, self.placement.taken(place))
             if node_id in self.resting:
                 return  # one went for the one that ended

@@ -25,6 +25,7 @@ from headrace.ports.control import Admission, Ask, Ending, Grant, Outcome, Overd
 
 BUSY_PAUSE_S = 1.0
 """How long a backend that is busy is left alone by the request it refused, where it named no time itself."""
+_COMPLETED = Ending.COMPLETED
 
 
 class LocalControlPlane(Placing):
@@ -50,7 +51,7 @@ class LocalControlPlane(Placing):
         self._room = WaitingRoom(clock, self._expired, size=queue_size, wait_s=queue_wait_s)
         self._queue = self._room.queue
         self._running: dict[str, Call] = {}
-        self._retries = retries.RetryBudget(clock.monotonic())
+        self.retry_budget = retries.RetryBudget(clock.monotonic())
         self.totals = Totals()
         self.on_unreachable: Callable[[str, str], None] = lambda _node_id, _reason: None
         self.destinations = Destinations(registry, routes or NoRoutes(), queue_size=queue_size)
@@ -98,7 +99,7 @@ class LocalControlPlane(Placing):
 
     def admit(self, ask: Ask, told: Admission) -> Waiting:
         """Grant at once where a slot is free and nobody is before it; else queue, or refuse."""
-        self._retries.request()
+        self.retry_budget.request()
         demand = self.destinations.of(ask.model, ask.tags, ask.operation.api)
         call = Call(ask, told, self, demand.name)
         if (self._queue.depth and self._queue.awaits(demand.name)) or (
@@ -155,7 +156,7 @@ class LocalControlPlane(Placing):
         self._release(grant)
         if outcome.failure is not None:
             self._noticed(grant, outcome.failure)
-        elif outcome.ending is Ending.COMPLETED:
+        elif outcome.ending is _COMPLETED:
             self._went_well(grant, outcome)
         else:
             self.health.let_go(grant)
@@ -251,7 +252,7 @@ class LocalControlPlane(Placing):
             not retries.may_rerun(failure, reruns=reruns)
             or call.failures >= retries.MOST_ATTEMPTS
             or all(node.id in call.failed_on for node in demand.waits_for)
-            or not self._retries.try_spend(self._clock.monotonic())
+            or not self.retry_budget.try_spend(self._clock.monotonic())
         ):
             return refusals.given_up(grant.target, failure)
         return None
@@ -259,9 +260,9 @@ class LocalControlPlane(Placing):
     def _grant(self, call: Call, demand: Demand, place: Place) -> None:
         """Give *call* the slot, and tell it."""
         ask, node, stage = call.ask, place.node, place.stage
-        load = self.placement.load
+        load, warmth = self.placement.load, self.placement.warmth
         load.take(node.id)
-        loads = self.placement.warmth.begin(node, stage.model, ask.request_id)
+        loads = warmth.matters(node) and warmth.begin(node, stage.model, ask.request_id)
         self.totals.executions += 1
         call.attempts += 1
         call.executions += 1
@@ -277,7 +278,7 @@ class LocalControlPlane(Placing):
             attempts=call.attempts,
             allowance=stage.allowance,
             watched=loads or load.slots[node.id] < node.capacity,
-            timeouts=demand.timeouts(node),
+            timeouts=demand.timeouts(node) if demand.limits_time else None,
         )
         call.told.granted(grant)
 

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 
 from headrace.control.destinations import Demand
 from headrace.domain.fleet import Node, NodeState, near_names
+from headrace.domain.inference import Api, Operation
 from headrace.kernel.errors import (
     Internal,
+    InvalidRequest,
     ModelNotFound,
     RequestError,
     Unavailable,
@@ -36,6 +38,17 @@ def unknown(model: str, tags: tuple[str, ...], nodes: Sequence[Node], names: Ite
             code="no_healthy_backend",
         )
     return ModelNotFound(model, near_names(model, names))
+
+
+def unsupported(model: str, operation: Operation) -> RequestError:
+    """Who has the model speaks another API than that of *operation*."""
+    if operation.api is Api.OPENAI:
+        why = (
+            f"can't be asked for {operation.path}: it predicts. Ask it with POST /v1/models/{model}:predict."
+        )
+    else:
+        why = "doesn't predict: it is asked by OpenAI's paths, such as /v1/chat/completions."
+    return InvalidRequest(f"The model {model!r} {why}", param="model", code="unsupported_operation")
 
 
 def hopeless(demand: Demand, model: str, now: float) -> RequestError | None:

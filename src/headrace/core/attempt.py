@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -15,6 +15,7 @@ from headrace.core.whole import meter_whole
 from headrace.domain.inference import Usage
 from headrace.kernel.errors import InvalidRequest, RequestError, UpstreamFailed, UpstreamRefused
 from headrace.ports.connector import Busy, Exchange, Failure, Headers, Lost, NotSent, Sink
+from headrace.wire.members import Members
 from headrace.wire.openai import InferenceBody, blamed, llama_refusal, read_error
 from headrace.wire.sse import EventSplitter, EventTooLarge, data_of, events
 
@@ -45,7 +46,24 @@ class Told(Protocol):
         """The backend refused the request itself; another would too."""
 
 
-class Attempt(Sink):
+class Asked(Protocol):
+    """What was asked, as far as it matters to what a refusal means and what it cost.
+
+    prompt_tokens: how many there are about. members: those of the body. prompt_member: the one that has the text.
+    """
+
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def members(self) -> Members: ...
+    @property
+    def prompt_member(self) -> str: ...
+
+
+Question = TypeVar("Question", bound=Asked)
+
+
+class Attempt(Sink, Generic[Question]):
     """Reads a backend's answer. What the status means, and what makes an answer complete, is decided here, once.
 
     `exchange` is set right after `Connector.start`, before anything is told. `streamed`: the form that it reads.
@@ -54,7 +72,7 @@ class Attempt(Sink):
     exchange: Exchange
     streamed = False
 
-    def __init__(self, told: Told, body: InferenceBody) -> None:
+    def __init__(self, told: Told, body: Question) -> None:
         self._told = told
         self._body = body
         self._status = 0
@@ -144,7 +162,7 @@ class Attempt(Sink):
             self._told.failed(Lost(reason), self.usage)
 
 
-class StreamAttempt(Attempt):
+class StreamAttempt(Attempt[InferenceBody]):
     """A streamed answer for a client that asked for a stream."""
 
     streamed = True
@@ -214,8 +232,8 @@ class StreamAttempt(Attempt):
         self._told.completed(self.usage)
 
 
-class WholeAttempt(Attempt):
-    """A whole answer as the backend gives it."""
+class CollectedAttempt(Attempt[Question]):
+    """An answer that is passed on once it is whole."""
 
     def _take(self, chunk: bytes) -> None:
         self._collected += chunk
@@ -224,7 +242,7 @@ class WholeAttempt(Attempt):
 
     def _finish(self) -> None:
         try:
-            answer, usage = meter_whole(bytes(self._collected), self._body)
+            answer, usage = self._read(bytes(self._collected))
         except InvalidRequest as error:
             self._told.rejected(error, self.usage)
             return
@@ -234,6 +252,22 @@ class WholeAttempt(Attempt):
         self._told.answering(_JSON)
         self._told.passed(answer)
         self._told.completed(usage)
+
+    @abstractmethod
+    def _read(self, answer: bytes) -> tuple[bytes, Usage]:
+        """What is passed on of *answer*, and what it cost.
+
+        Raises:
+            UpstreamFailed: it isn't an answer.
+            InvalidRequest: it shows that the request can't be answered.
+        """
+
+
+class WholeAttempt(CollectedAttempt[InferenceBody]):
+    """A whole answer as the backend gives it, made strict."""
+
+    def _read(self, answer: bytes) -> tuple[bytes, Usage]:
+        return meter_whole(answer, self._body)
 
 
 class AssembledAttempt(StreamAttempt):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from headrace.domain.inference import Timeouts
+from headrace.domain.inference import Api, Timeouts
 
 
 class NodeState(StrEnum):
@@ -34,7 +34,7 @@ class Node:
 
     capacity: requests it takes at once. weight: how much of the work it gets where that is divided by weight. loaded: those of
     its models that are in memory; None where it doesn't say, and nothing is made of it. timeouts: how long it may take. since: when it came to its state,
-    seconds since the epoch. kind: what it speaks.
+    seconds since the epoch. kind: what it speaks. api: of which family of operations it is asked those.
     """
 
     id: str
@@ -50,6 +50,7 @@ class Node:
     timeouts: Timeouts = field(default_factory=Timeouts)
     since: float = 0.0
     kind: str = "openai"
+    api: Api = Api.OPENAI
 
     def is_cold(self, model: str) -> bool:
         """Whether it would have to load the model first."""

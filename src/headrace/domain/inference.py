@@ -12,22 +12,52 @@ CHARS_PER_TOKEN = 4
 """How many characters one token is taken for where nobody counted (X41)."""
 
 
+class Api(Enum):
+    """A family of operations: a backend speaks one, and is asked for no other's."""
+
+    OPENAI = "openai"
+    PREDICTION = "prediction"  # TensorFlow Serving's
+
+
 class Operation(Enum):
-    """An OpenAI inference operation; the value is its path below the API's root."""
+    """What can be asked of a model; the value is its path below the API's root, with `{model}` where that names the model.
+
+    api: the family that it is of.
+    """
+
+    _value_: str
+    api: Api
 
     CHAT = "/v1/chat/completions"
     COMPLETION = "/v1/completions"
     EMBEDDING = "/v1/embeddings"
+    PREDICT = "/v1/models/{model}:predict", Api.PREDICTION
+    CLASSIFY = "/v1/models/{model}:classify", Api.PREDICTION
+    REGRESS = "/v1/models/{model}:regress", Api.PREDICTION
+    METADATA = "/v1/models/{model}/metadata", Api.PREDICTION
+    STATUS = "/v1/models/{model}", Api.PREDICTION
+
+    def __new__(cls, path: str, api: Api = Api.OPENAI) -> Operation:
+        """The member for *path*; of OpenAI's API unless another is named."""
+        member = object.__new__(cls)
+        member._value_ = path
+        member.api = api
+        return member
+
+    @classmethod
+    def of(cls, api: Api) -> tuple[Operation, ...]:
+        """All of one family."""
+        return tuple(operation for operation in cls if operation.api is api)
 
     @property
     def path(self) -> str:
-        """The request path on an OpenAI-compatible server."""
-        return self.value
+        """The request path on a server that speaks its API."""
+        return self._value_
 
     @property
     def streams(self) -> bool:
         """Whether the API knows a streamed form of it."""
-        return self is not Operation.EMBEDDING
+        return self is Operation.CHAT or self is Operation.COMPLETION
 
 
 class Priority(IntEnum):

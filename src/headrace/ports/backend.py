@@ -42,7 +42,8 @@ class Report(msgspec.Struct, frozen=True):
 
     models: what it can serve; None: it doesn't say. loaded: those in memory; None: it doesn't say. slots: requests that it
     works on at once; None: it doesn't say. ready_in_s: not None while it can't answer yet: when it is expected to, 0 where
-    nobody knows. product: what it is and its version, for people.
+    nobody knows. product: what it is and its version, for people. absent: of the names given by the settings, those that it says
+    it hasn't.
     """
 
     models: tuple[ModelInfo, ...] | None = None
@@ -50,6 +51,7 @@ class Report(msgspec.Struct, frozen=True):
     slots: int | None = None
     ready_in_s: float | None = None
     product: str = ""
+    absent: frozenset[str] = frozenset()
 
 
 class Unwell(Exception):

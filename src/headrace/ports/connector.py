@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from headrace.domain.inference import Operation, Timeouts
+from headrace.domain.inference import Api, Operation, Timeouts
 
 Headers = list[tuple[bytes, bytes]]
 """Names are lower case."""
@@ -87,12 +87,14 @@ class Traits:
     stream_options: it takes `stream_options.include_usage`.
     streamed: operations that it can stream.
     slots: how many requests it works on at once; None where that isn't known.
+    api: the family of operations that it is asked.
     """
 
     cancels_unstreamed: bool = False
     stream_options: bool = True
     streamed: frozenset[Operation] = frozenset({Operation.CHAT, Operation.COMPLETION})
     slots: int | None = None
+    api: Api = Api.OPENAI
 
 
 class Sink(Protocol):

@@ -12,7 +12,7 @@ from zlib import crc32
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
-from headrace.domain.inference import Operation, estimate_tokens
+from headrace.domain.inference import Api, Operation, estimate_tokens
 from headrace.kernel.errors import InvalidRequest
 from headrace.wire.members import Members, join, raw, split
 
@@ -137,7 +137,7 @@ def _control(operation: Operation) -> type[msgspec.Struct]:
 
 
 _NAMES = {operation: frozenset(checks) for operation, checks in _CHECKS.items()}
-_CONTROL = {operation: _control(operation) for operation in Operation}
+_CONTROL = {operation: _control(operation) for operation in Operation.of(Api.OPENAI)}
 _DECODE = {operation: msgspec.json.Decoder(type_).decode for operation, type_ in _CONTROL.items()}
 _PROMPT = {Operation.CHAT: "messages", Operation.COMPLETION: "prompt", Operation.EMBEDDING: "input"}
 
