@@ -35,7 +35,7 @@ class Placement:
         self._spent: set[Window] = set()
 
     def find(self, demand: Demand, ask: Ask, avoid: Collection[str] = ()) -> Place | None:
-        """A free slot for *ask* that will be granted, in the first stage that has one and may be used; backends in *avoid* are left out."""
+        """A free slot for *ask*, in the first stage that has one and may be used; backends in *avoid* are left out. Grant it."""
         for stage in self._open(demand):
             held = self.warmth.held(stage.model)
             left_out = {*avoid, *held} if held else avoid
@@ -110,6 +110,12 @@ class Placement:
         for demand in (*plain, *self._destinations.special()):
             if self.at(demand, node) is not None:
                 yield demand.name
+
+    def _in(self, stage: Stage, ask: Ask, avoid: Collection[str]) -> Place | None:
+        held = self.warmth.held(stage.model)
+        left_out = {*avoid, *held} if held else avoid
+        node = choose(stage.candidates, stage.wish(ask), self.load, stage.cursor, left_out)
+        return Place(stage, node) if node is not None else None
 
     def _open(self, demand: Demand) -> Iterator[Stage]:
         """The stages that may be used: the first, and each fallback where those before it are out of work, or it says that

@@ -35,6 +35,10 @@ class Warmth:
         """For each backend, of how many models it isn't asked now, since it loads them. Looks through all of them."""
         return Counter(node_id for held in self._held.values() for node_id in held)
 
+    def matters(self, node: Node) -> bool:
+        """Whether *node* may have to load anything, as far as is known."""
+        return node.loaded is not None or bool(self._cold)
+
     def begin(self, node: Node, model: str, request_id: str) -> bool:
         """*request_id* goes to *node*. Whether it is the one that loads the model there: tell `warmed` or `ended`."""
         if model not in self._cold.get(node.id, _NONE) and (
