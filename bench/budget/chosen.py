@@ -44,10 +44,13 @@ class Fleet:
         self.candidates = Candidates(self.nodes, MODEL)
 
     def choose(self, wishes: Sequence[Wish], cursor: Cursor) -> None:
-        """As often as there are wishes."""
+        """As often as there are wishes, each time with the slot taken and given back: some counting is put off to the next choice."""
         candidates, load = self.candidates, self.load
         for wish in wishes:
-            choose(candidates, wish, load, cursor)
+            node = choose(candidates, wish, load, cursor)
+            assert node is not None
+            load.take(node.id)
+            load.give_back(node.id)
 
     def take_and_give_back(self, times: int) -> None:
         """A slot of one that has a free one, so often."""

@@ -129,4 +129,4 @@ def test_a_choice_among_a_thousand_backends_costs_little_however_many_are_full()
 
 def test_a_choice_that_costs_too_much_is_named() -> None:
     found = choices.Choices(1000.0, {("latency", 99): 5000.0, ("weighted", 0): 900.0})
-    assert choices.too_dear(found) == ["latency, 99% full: 5.00 units, at most 4"]
+    assert choices.too_dear(found) == ["latency, 99% full: 5.00 units, at most 4.5"]

@@ -138,7 +138,7 @@ def _round_robin(case: _Case) -> int:
 
 
 def _least_busy(case: _Case) -> int:
-    return next_in(case.load.free.highest(case.among), case.cursor.last)
+    return next_in(case.load.freest(case.among), case.cursor.last)
 
 
 def _latency(case: _Case) -> int:

@@ -45,68 +45,62 @@ class Load:
     read only.
     open: the seats of those that have a free slot, as a set. seats: backend id → its number in such sets. version: grows when seats
     are given or given back, after which a seat may be another's.
-    free: by seat, the slots that are free.
     """
 
     __slots__ = (
-        "_allowed",
-        "_busy",
-        "_paces",
-        "_slots",
-        "_sums",
-        "_vacant",
-        "busy",
-        "free",
-        "open",
-        "seats",
-        "slots",
-        "version",
-    )
+        "_allowed", "_busy", "_counted", "_free", "_paces", "_slots", "_sums", "_uncounted", "_vacant",
+        "busy", "open", "seats", "slots", "version",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._busy: dict[str, int] = {}
         self._slots: dict[str, int] = {}
         self._paces: dict[str, dict[str, Pace]] = {}
         self._vacant: list[int] = []
+        self._free, self._allowed = Tally(), Tally()
+        self._counted: dict[str, int] = {}  # what `_free` says of each; of the uncounted it is no longer true
+        self._uncounted: set[str] = set()
         self._sums: dict[int, int] = {}
         self.busy: Final[Mapping[str, int]] = self._busy
         self.slots: Final[Mapping[str, int]] = self._slots
         self.seats: Final[dict[str, int]] = {}
         self.version = 0
         self.open = 0
-        self.free: Final = Tally()
-        self._allowed = Tally()
 
     def allow(self, node_id: str, slots: int) -> None:
         """From now on the backend may run so many requests at once; 0: it isn't to be used (it is down, or left alone)."""
-        slots = max(0, slots)
-        if self._slots.get(node_id) == slots:
+        slots, before = max(0, slots), self._slots.get(node_id)
+        if before == slots:
             return
+        if before is None:
+            self._seat(node_id)
         self._slots[node_id] = slots
-        self._count(self._bit(node_id), slots, self._busy.get(node_id, 0))
+        self._resize(node_id, before or 0, slots)
 
     def forget(self, node_id: str) -> None:
         """The backend is gone. What it still runs counts until it is given back; nothing happens when nothing is known of it."""
+        before = self._slots.get(node_id)
+        if before is None:
+            return
+        self._slots[node_id] = 0
+        self._resize(node_id, before, 0)
+        self._count()
+        del self._slots[node_id], self._counted[node_id]
+        heapq.heappush(self._vacant, self.seats.pop(node_id))
+        self.version += 1
         for model, paces in list(self._paces.items()):
             paces.pop(node_id, None)
             if not paces:
                 del self._paces[model]
-        if self._slots.pop(node_id, None) is None:
-            return
-        self._count(self._bit(node_id), 0, 0)
-        heapq.heappush(self._vacant, self.seats.pop(node_id))
-        self.version += 1
 
     def take(self, node_id: str) -> None:
         """One request more runs there."""
-        busy = self._busy.get(node_id, 0)
-        self._busy[node_id] = busy + 1
-        left = self._slots.get(node_id, 0) - busy
-        if left > 0:
-            bit = 1 << self.seats[node_id]
-            self.free.subtract(bit)
-            if left == 1:
-                self.open ^= bit
+        busy = self._busy[node_id] = self._busy.get(node_id, 0) + 1
+        slots = self._slots.get(node_id, 0)
+        if busy <= slots:
+            self._uncounted.add(node_id)
+            if busy == slots:
+                self.open ^= 1 << self.seats[node_id]
 
     def give_back(self, node_id: str) -> None:
         """One request less runs there. There has to be one."""
@@ -115,20 +109,28 @@ class Load:
             self._busy[node_id] = busy
         else:
             del self._busy[node_id]
-        left = self._slots.get(node_id, 0) - busy
-        if left > 0:
-            bit = 1 << self.seats[node_id]
-            self.free.add(bit)
-            self.open |= bit
+        slots = self._slots.get(node_id, 0)
+        if busy < slots:
+            self._uncounted.add(node_id)
+            if busy + 1 == slots:
+                self.open ^= 1 << self.seats[node_id]
+
+    def freest(self, among: int) -> int:
+        """Those seats of a set that have the most free slots."""
+        if self._uncounted:
+            self._count()
+        return self._free.highest(among)
 
     def used(self, within: int) -> tuple[int, int]:
         """Of the seats of a set together: the slots that are taken, and all."""
+        if self._uncounted:
+            self._count()
         slots = self._sums.get(within)
         if slots is None:
             if len(self._sums) >= _KEPT_SUMS:
                 self._sums.clear()
             slots = self._sums[within] = self._allowed.total(within)
-        return slots - self.free.total(within), slots
+        return slots - self._free.total(within), slots
 
     def observe(self, node_id: str, model: str, first_s: float, between_s: float | None = None) -> None:
         """An answer came so fast; see `Pace`. Nothing happens for a backend that is gone."""
@@ -150,20 +152,26 @@ class Load:
                 found.setdefault(node_id, {})[model] = pace
         return found
 
-    def _bit(self, node_id: str) -> int:
-        seat = self.seats.get(node_id)
-        if seat is None:
-            seat = heapq.heappop(self._vacant) if self._vacant else len(self.seats)
-            self.seats[node_id] = seat
-            self.version += 1
-        return 1 << seat
+    def _seat(self, node_id: str) -> None:
+        self.seats[node_id] = heapq.heappop(self._vacant) if self._vacant else len(self.seats)
+        self._counted[node_id] = 0
+        self.version += 1
 
-    def _count(self, bit: int, slots: int, busy: int) -> None:
-        free = max(0, slots - busy)
-        self._allowed.put(bit, slots)
+    def _resize(self, node_id: str, before: int, after: int) -> None:
+        bit = 1 << self.seats[node_id]
+        self._allowed.change(bit, before, after)
         self._sums.clear()
-        self.free.put(bit, free)
-        self.open = self.open | bit if free else self.open & ~bit
+        self._uncounted.add(node_id)
+        self.open = self.open | bit if self._busy.get(node_id, 0) < after else self.open & ~bit
+
+    def _count(self) -> None:
+        """Free slots are only counted when a strategy asks for them: most don't."""
+        counted = self._counted
+        for node_id in self._uncounted:
+            free = max(0, self._slots[node_id] - self._busy.get(node_id, 0))
+            self._free.change(1 << self.seats[node_id], counted[node_id], free)
+            counted[node_id] = free
+        self._uncounted.clear()
 
 
 def _averaged(average: float, seen: float) -> float:

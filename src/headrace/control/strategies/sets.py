@@ -57,29 +57,18 @@ class Tally:
     def __init__(self) -> None:
         self._digits: list[int] = []
 
-    def put(self, bit: int, count: int) -> None:
-        """Its count is *count* from now on."""
+    def change(self, bit: int, before: int, after: int) -> None:
+        """Its count was *before*, 0 where it was never named, and is *after* from now on."""
         digits = self._digits
-        digits.extend([0] * (count.bit_length() - len(digits)))
-        for place, digit in enumerate(digits):
-            digits[place] = digit | bit if count >> place & 1 else digit & ~bit
-
-    def add(self, bit: int) -> None:
-        """One more."""
-        digits = self._digits
-        for place, digit in enumerate(digits):
-            digits[place] = digit ^ bit
-            if not digit & bit:
-                return
-        digits.append(bit)
-
-    def subtract(self, bit: int) -> None:
-        """One less; its count has to be above 0."""
-        digits = self._digits
-        for place, digit in enumerate(digits):
-            digits[place] = digit ^ bit
-            if digit & bit:
-                return
+        differing = before ^ after
+        while len(digits) < differing.bit_length():
+            digits.append(0)
+        place = 0
+        while differing:
+            if differing & 1:
+                digits[place] ^= bit
+            differing >>= 1
+            place += 1
 
     def total(self, among: int) -> int:
         """The counts of all numbers of the set, together."""
