@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
+
+import msgspec
 
 from headrace.control.destinations import Demand, Destinations, Stage
 from headrace.control.strategies import Load, choose
@@ -13,7 +14,7 @@ from headrace.domain.quota import Window
 from headrace.ports.control import Ask
 
 
-class Place(NamedTuple):
+class Place(msgspec.Struct, frozen=True, gc=False):
     """A slot of a backend, and the stage in which it was found."""
 
     stage: Stage
@@ -36,12 +37,11 @@ class Placement:
 
     def find(self, demand: Demand, ask: Ask, avoid: Collection[str] = ()) -> Place | None:
         """A free slot for *ask*, in the first stage that has one and may be used; backends in *avoid* are left out. Grant it."""
+        if len(demand.stages) == 1 and demand.stages[0].allowance is None:
+            return self._in(demand.stages[0], ask, avoid)
         for stage in self._open(demand):
-            held = self.warmth.held(stage.model)
-            left_out = {*avoid, *held} if held else avoid
-            node = choose(stage.candidates, stage.wish(ask), self.load, stage.cursor, left_out)
-            if node is not None:
-                return self.taken(Place(stage, node))
+            if (place := self._in(stage, ask, avoid)) is not None:
+                return place
         return None
 
     def taken(self, place: Place) -> Place:
@@ -115,7 +115,7 @@ class Placement:
         held = self.warmth.held(stage.model)
         left_out = {*avoid, *held} if held else avoid
         node = choose(stage.candidates, stage.wish(ask), self.load, stage.cursor, left_out)
-        return Place(stage, node) if node is not None else None
+        return self.taken(Place(stage, node)) if node is not None else None
 
     def _open(self, demand: Demand) -> Iterator[Stage]:
         """The stages that may be used: the first, and each fallback where those before it are out of work, or it says that
