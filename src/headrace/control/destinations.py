@@ -66,11 +66,11 @@ class Stage:
 
     __slots__ = ("_wish", "allowance", "candidates", "cursor", "model", "target", "use")
 
-    def __init__(self, target: Target, model: str, candidates: Candidates, allowance: Window | None) -> None:
+    def __init__(self, target: Target, model: str, candidates: Candidates, cursor: Cursor) -> None:
         self.model = model
         self.candidates = candidates
-        self.cursor = Cursor()
-        self.allowance = allowance
+        self.cursor = cursor
+        self.allowance: Window | None = None
         self.target = target
         self.use: Use | None = None
         self._wish = Wish(target.strategy, model)
@@ -143,6 +143,9 @@ class Destinations:
         self._registry = registry
         self._routes = routes
         self._demands: dict[object, Demand] = {}
+        self._before: dict[
+            object, Demand
+        ] = {}  # those that were forgotten: what is dear to make is taken over
         self._special: dict[str, tuple[str, tuple[str, ...], Api]] = {}
         self._most_special = MOST_SPECIAL + queue_size
         self.uses: dict[tuple[str, int], Use] = {}
@@ -152,6 +155,9 @@ class Destinations:
 
     def forget(self) -> None:
         """The backends have changed: demands are made anew when they are asked for."""
+        self._before.update(self._demands)
+        if len(self._before) > self._most_special:
+            self._before.clear()
         self._demands.clear()
         self.version += 1
 
@@ -159,6 +165,7 @@ class Destinations:
         """The routes have changed."""
         self._special.clear()
         self.forget()
+        self._before.clear()
 
     def of(self, model: str, tags: tuple[str, ...] = (), api: Api = _OPENAI) -> Demand:
         """What is asked of the fleet with *model* and *tags*, by operations of *api*."""
@@ -204,10 +211,13 @@ class Destinations:
 
     def _make(self, key: object, model: str, tags: tuple[str, ...], api: Api) -> Demand:
         route = self._routes.route_for(model)
+        before = self._before.pop(key, None)
         stages = tuple(
-            self._stage(target, model, tags, api, _allowance(route, number))
+            self._stage(target, model, tags, api, before.stages[number] if before else None)
             for number, target in enumerate(route.targets if route else (_UNROUTED,))
         )
+        for number, stage in enumerate(stages):
+            stage.allowance = _allowance(route, number)
         demand = Demand(_name(route, model, tags, api), stages, route)
         if demand.known:  # else anybody could fill the memory with names
             if route is not None:
@@ -218,7 +228,7 @@ class Destinations:
         return demand
 
     def _stage(
-        self, target: Target, model: str, tags: tuple[str, ...], api: Api, allowance: Window | None
+        self, target: Target, model: str, tags: tuple[str, ...], api: Api, before: Stage | None
     ) -> Stage:
         wanted = target.model or model
         nodes = [
@@ -226,7 +236,8 @@ class Destinations:
             for node in self._registry.holders(wanted)
             if node.api is api and target.selector.selects(node) and node.tags.issuperset(tags)
         ]
-        return Stage(target, wanted, Candidates(nodes, wanted, target.weights), allowance)
+        candidates = Candidates(nodes, wanted, target.weights, before.candidates if before else None)
+        return Stage(target, wanted, candidates, before.cursor if before else Cursor())
 
     def _count(self, route_id: str, stages: tuple[Stage, ...]) -> None:
         if route_id not in self._counted and len(self._counted) >= self._most_counted:
