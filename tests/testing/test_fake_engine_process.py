@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -86,3 +87,18 @@ async def test_a_wrong_script_is_told_in_one_line() -> None:
     _, told = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 2
     assert b"Expected `int`, got `str`" in told.splitlines()[-1]
+
+
+async def test_its_diary_outlives_it(tmp_path: Path) -> None:
+    diary = tmp_path / "diary"
+    process, address = await start("--tokens", "1", "--diary", str(diary))
+    async with httpx2.AsyncClient(base_url=address["url"]) as http:
+        for number, fault in enumerate(({"type": "refuse", "status": 500}, {"type": "cut"}, None)):
+            await http.put("/script", json={"tokens": 1, "fault": fault})
+            with contextlib.suppress(httpx2.RemoteProtocolError):
+                await http.post(
+                    "/v1/chat/completions", json={"messages": []}, headers={"x-request-id": f"r{number}"}
+                )
+    process.kill()
+    await process.wait()
+    assert diary.read_text().splitlines() == ["r0 500", "r1 came", "r1 ran", "r2 came", "r2 ran"]

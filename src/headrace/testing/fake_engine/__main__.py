@@ -17,12 +17,14 @@ import msgspec
 
 from headrace.testing.fake_engine.engine import FakeEngine
 from headrace.testing.fake_engine.script import Script
+from headrace.testing.fake_engine.stats import Diary
 
 
-def _arguments(argv: list[str]) -> tuple[Script, Path | None, int]:
+def _arguments(argv: list[str]) -> tuple[Script, argparse.Namespace]:
     parser = argparse.ArgumentParser(prog="fake_engine", description="An OpenAI-compatible engine double.")
     parser.add_argument("--port", type=int, default=0, help="on 127.0.0.1; 0 takes a free one")
     parser.add_argument("--socket", type=Path, help="listen on this Unix socket instead")
+    parser.add_argument("--diary", type=Path, help="add what becomes of each inference request to this file")
     parser.add_argument("--model", action="append", help="a model to list; may be repeated")
     parser.add_argument("--tokens", type=int)
     parser.add_argument("--interval-ms", type=float, help="between two tokens")
@@ -46,20 +48,22 @@ def _arguments(argv: list[str]) -> tuple[Script, Path | None, int]:
         script = replace(script, delay_s=given.delay_ms / 1000)
     if given.slots is not None:
         script = replace(script, slots=given.slots)
-    return script, given.socket, given.port
+    return script, given
 
 
-async def _serve(script: Script, socket_path: Path | None, port: int) -> None:
+async def _serve(script: Script, given: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     with _Parent(loop, stopped):
-        async with FakeEngine(script, socket_path=socket_path, port=port) as engine:
+        engine = FakeEngine(script, socket_path=given.socket, port=given.port)
+        engine.diary = Diary(given.diary)
+        async with engine:
             address = {
                 "url": engine.url,
                 "port": engine.port,
-                "socket": str(socket_path) if socket_path else None,
+                "socket": str(given.socket) if given.socket else None,
             }
             sys.stdout.write(msgspec.json.encode(address | {"pid": os.getpid()}).decode() + "\n")
             sys.stdout.flush()

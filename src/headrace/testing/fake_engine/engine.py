@@ -19,7 +19,7 @@ from headrace.testing.fake_engine.connection import Connection, Host, Reply
 from headrace.testing.fake_engine.execution import Execution, sleep
 from headrace.testing.fake_engine.script import Refuse, Script
 from headrace.testing.fake_engine.slots import Full, Slots
-from headrace.testing.fake_engine.stats import Received, Stats, Watch
+from headrace.testing.fake_engine.stats import Diary, Received, Stats, Watch
 
 INFERENCE = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 HOST = "127.0.0.1"
@@ -30,7 +30,7 @@ class FakeEngine(Host):
 
     Listens on loopback TCP at *port* (0: a free one), or on a Unix socket at *socket_path*; with *tls*, over TLS.
     `script` may be replaced at any time and holds for requests that come later; *by_model* has scripts for requests
-    that name certain models; `once` for the next request only. Times pass on *clock*.
+    that name certain models; `once` for the next request only. Times pass on *clock*. `diary` may be one with a file.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class FakeEngine(Host):
         self.by_model = dict(by_model or {})
         self.socket_path = socket_path
         self.port = port
+        self.diary = Diary()
         self.tasks = Tasks()
         self._script = script or Script()
         self._once: deque[Script] = deque(maxlen=1000)
@@ -136,6 +137,7 @@ class FakeEngine(Host):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
+        self.diary.close()
 
     # What the connections ask of their host.
 
@@ -231,29 +233,29 @@ class FakeEngine(Host):
 
     async def _infer(self, request: Received, reply: Reply) -> None:
         self.stats.received.append(request)
-        try:
-            body = request.json()
-        except msgspec.DecodeError:
-            body = None
-        if not isinstance(body, dict):
-            self._refuse(reply, 400, "the body is not a JSON object", "invalid_request_error")
-            return
+        request_id = request.header("x-request-id")
+        body = _object(request)
         script = (
             self._once.popleft() if self._once else self.by_model.get(str(body.get("model")), self._script)
         )
-        if self._turned_away(request, reply, body, script):
+        if status := self._turned_away(request, reply, body, script):
+            self.diary.note(request_id, str(status))
             return
         try:
             work = self._read(request, body, script)
         except answers.BadRequest as problem:
             self._refuse(reply, 400, str(problem), "invalid_request_error")
             return
+        self.diary.note(request_id, "came")
+        if reply.left:  # it came late, when nobody waited any more
+            return
         reply.stop_when_left = True  # while it waits for a slot; the execution decides for itself
         try:
             async with self._slots.one(may_wait=script.when_full == "queue"):
+                self.diary.note(request_id, "ran")
                 await self._load(str(body.get("model") or script.models[0]), script)
                 execution = Execution(reply, script, self._clock, self._watch, self._released)
-                await execution.run(work, request.header("x-request-id"))
+                await execution.run(work, request_id)
         except Full:
             self._refuse(reply, 503, "no slot is free", "unavailable_error")
 
@@ -264,32 +266,33 @@ class FakeEngine(Host):
         created = int(self._clock.now())
         return answers.read_ask(request.path, body, script, number=self._answers, created=created)
 
-    def _turned_away(self, request: Received, reply: Reply, body: answers.Json, script: Script) -> bool:
+    def _turned_away(self, request: Received, reply: Reply, body: answers.Json, script: Script) -> int:
+        """Refuse it where that is to be; the status, or 0."""
         known = {*script.models, *self.by_model}
+        if not body:
+            return self._refuse(reply, 400, "the body is not a JSON object", "invalid_request_error")
         if self._is_stranger(request, script):
-            self._refuse(reply, 401, "Invalid API Key", "authentication_error")
-        elif script.loading:
-            self._refuse(reply, 503, "Loading model", "unavailable_error")
-        elif script.checks_model and body.get("model") not in known:
-            self._refuse(reply, 404, f"model {body.get('model')!r} not found", "not_found_error")
-        elif isinstance(script.fault, Refuse):
-            fault = script.fault
-            made = msgspec.json.encode(answers.error(fault.status, "refused as scripted", "server_error"))
-            self._count_refusal()
-            reply.whole(
-                fault.status, made if fault.body is None else fault.body.encode(), dict(fault.headers)
-            )
-        else:
-            return False
-        return True
+            return self._refuse(reply, 401, "Invalid API Key", "authentication_error")
+        if script.loading:
+            return self._refuse(reply, 503, "Loading model", "unavailable_error")
+        if script.checks_model and body.get("model") not in known:
+            return self._refuse(reply, 404, f"model {body.get('model')!r} not found", "not_found_error")
+        if not isinstance(script.fault, Refuse):
+            return 0
+        fault = script.fault
+        made = msgspec.json.encode(answers.error(fault.status, "refused as scripted", "server_error"))
+        self._count_refusal()
+        reply.whole(fault.status, made if fault.body is None else fault.body.encode(), dict(fault.headers))
+        return fault.status
 
     def _count_refusal(self) -> None:
         self.stats.refused += 1
         self._watch.changed()
 
-    def _refuse(self, reply: Reply, status: int, message: str, kind: str) -> None:
+    def _refuse(self, reply: Reply, status: int, message: str, kind: str) -> int:
         self._count_refusal()
         self._json(reply, status, answers.error(status, message, kind))
+        return status
 
     def _replace_script(self, request: Received, reply: Reply) -> None:
         try:
@@ -304,3 +307,12 @@ class FakeEngine(Host):
 
     def _connection(self) -> Connection:
         return Connection(self)
+
+
+def _object(request: Received) -> answers.Json:
+    """The body; empty where it isn't a JSON object."""
+    try:
+        body = request.json()
+    except msgspec.DecodeError:
+        return {}
+    return body if isinstance(body, dict) else {}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -93,6 +95,28 @@ class Stats:
             self.executions[request_id] = self.executions.get(request_id, 0) + 1
             if len(self.executions) > MAX_REMEMBERED:
                 del self.executions[next(iter(self.executions))]
+
+
+class Diary:
+    """What became of each inference request, in a file that outlives a killed engine: lines of its `x-request-id` and a word.
+
+    The word is `came` for one that isn't turned away, `ran` when it takes a slot, and the status for one that is turned away.
+    Each line is written before anything of the answer is. None as the path: nothing is written.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._file = None if path is None else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def note(self, request_id: str | None, word: str) -> None:
+        """Add a line."""
+        if self._file is not None:
+            os.write(self._file, f"{request_id} {word}\n".encode())
+
+    def close(self) -> None:
+        """No more lines. Idempotent."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
 
 class Watch:
