@@ -6,20 +6,29 @@ import math
 import re
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from headrace.connectors.direct import DirectConnector
+from headrace.connectors.endpoint import Endpoint
+from headrace.control.breaker import BreakerState
+from headrace.control.destinations import OTHER_ROUTES, Use
 from headrace.control.plane import LocalControlPlane
 from headrace.control.registry import Registry
 from headrace.domain.access import Scope
 from headrace.domain.fleet import Node, NodeState
+from headrace.domain.routing import Route, Selector, Target
 from headrace.gateway import metrics_table
 from headrace.gateway.guard import AddressGuard
-from headrace.gateway.metrics import MAX_CODES, MAX_NODES, Counted
+from headrace.gateway.metrics import MAX_CODES, Counted
+from headrace.gateway.metrics_nodes import MAX_NODES, MAX_PACES, MAX_ROUTES
+from headrace.kernel.clock import SystemClock
 from headrace.observe.metrics import CONTENT_TYPE, Kind, Metric, render
 from headrace.testing import ManualClock
-from headrace.testing.fake_engine import FakeEngine, Script
+from headrace.testing.fake_engine import Cut, FakeEngine, Hang, Refuse, Script
+from support.administration import Office, administered
 from support.events import KeptEvents
 from support.house import House, gateway
 from support.raw import RawClient, call
@@ -175,16 +184,132 @@ async def test_who_may_see_it(house: House) -> None:
 
 def test_labels_have_a_bound() -> None:
     registry = Registry()
-    for number in range(MAX_NODES + 20):
-        registry.upsert(Node(f"n{number}", "direct", capacity=number, state=NodeState.DOWN))
+    registry.upsert(Node("other", "direct", capacity=1000))
+    for number in range(MAX_NODES + 19):
+        registry.upsert(Node(f"n{number}", "direct", capacity=1, state=NodeState.DOWN))
     source = counted(registry)
     codes = [f"code_{number}" for number in range(MAX_CODES + 30)]
     source.control.totals.refusals = Counter(dict.fromkeys([*codes, "what a client wrote", "x" * 65], 2))
     samples = parse(source.text())
-    assert sum(name == "headrace_node_busy" for name, _ in samples) == MAX_NODES
-    assert of(samples, "headrace_nodes", state="down") == MAX_NODES + 20
+    for metric in metrics_table.ALWAYS:
+        nodes = {dict(labels).get("node") for name, labels in samples if name == metric.name}
+        assert len(nodes) in (1, MAX_NODES), metric.name  # of which one is the sum
+    assert of(samples, "headrace_nodes", state="down") == MAX_NODES + 19
+    assert of(samples, "headrace_node_state", node="other", state="down") == 20
+    assert of(samples, "headrace_node_capacity", node="other") == 1000 + 20, (
+        "a node of that name is among them"
+    )
+    assert of(samples, "headrace_node_capacity", node="n0") == 1
     assert sum(name == "headrace_refusals_total" for name, _ in samples) == MAX_CODES + 1
     assert of(samples, "headrace_refusals_total", code="other") == 2 * 32
+
+
+def test_paces_and_routes_have_a_bound_too() -> None:
+    registry = Registry()
+    registry.upsert(Node("a", "direct", state=NodeState.READY))
+    source = counted(registry)
+    for number in range(MAX_PACES + 10):
+        source.control.placement.load.observe("a", f"m{number}", 0.5, 0.25)
+    source.control.placement.load.observe("a", "x" * 201, 0.5, 0.25)
+    uses = source.control.destinations.uses
+    for number in range(MAX_ROUTES + 5):
+        for stage in (0, 1):
+            uses[f"r{number}", stage] = use = Use()
+            use.executions = 3
+    uses[OTHER_ROUTES, 0] = use = Use()
+    use.executions = 1
+    samples = parse(source.text())
+    for name in ("headrace_node_first_token_seconds", "headrace_node_between_tokens_seconds"):
+        assert sum(known == name for known, _ in samples) == MAX_PACES
+        assert not any("x" * 201 in dict(labels).values() for _, labels in samples)
+    assert sum(name == "headrace_route_executions_total" for name, _ in samples) == 2 * (MAX_ROUTES + 1)
+    assert of(samples, "headrace_route_executions_total", route="r0", stage="1") == 3
+    assert of(samples, "headrace_route_executions_total", route="other", stage="0") == 5 * 3 + 1
+    assert of(samples, "headrace_route_executions_total", route="other", stage="1") == 5 * 3
+
+
+@pytest.mark.req("C47")
+async def test_each_node_is_measured_by_what_it_did() -> None:
+    async with (
+        FakeEngine(Script(tokens=5)) as works,
+        FakeEngine(Script(models=("bad",), fault=Cut())) as cuts,
+        FakeEngine(Script(fault=Refuse(401))) as refuses,
+        gateway(works.url, cuts.url, refuses.url, capacity=7) as house,
+    ):
+        house.keys.add("sk-admin", frozenset({Scope.ADMIN}))
+        for _ in range(2):  # round-robin: one of them begins at b2, which is then left alone
+            answer = await call(house.port, "POST", CHAT, house.auth, BODY[:-1] + b',"stream":true}')
+            assert answer.status == 200
+        bad = BODY.replace(b"fake", b"bad")
+        for _ in range(5):
+            assert (await call(house.port, "POST", CHAT, house.auth, bad)).status == 502
+        now = await scrape(house)
+        kinds = ("not_sent", "key_refused", "busy", "loading", "lost", "broken", "timed_out")
+        assert {
+            (node, kind): count
+            for node in ("b0", "b1", "b2")
+            for kind in kinds
+            if (count := of(now, "headrace_node_failures_total", node=node, failure=kind))
+        } == {("b1", "lost"): 5, ("b2", "key_refused"): 1}
+        for node, up, executions in (("b0", 1, 2), ("b1", 0, 5), ("b2", 0, 1)):
+            assert of(now, "headrace_node_up", node=node) == up
+            assert of(now, "headrace_node_executions_total", node=node) == executions
+            assert of(now, "headrace_node_slots", node=node) in (
+                (7,) if up else (0, 1)
+            )  # 1: its pause is over
+            assert of(now, "headrace_node_openings_total", node=node) == 1 - up
+            assert of(now, "headrace_node_breaker", node=node, state="closed") == up
+            states = (BreakerState.OPEN, BreakerState.HALF_OPEN)
+            assert sum(of(now, "headrace_node_breaker", node=node, state=state) for state in states) == 1 - up
+        assert of(now, "headrace_executions_total") == 8
+        assert of(now, "headrace_node_first_token_seconds", node="b0", model="fake") > 0
+        assert of(now, "headrace_node_between_tokens_seconds", node="b0", model="fake") > 0
+        assert not any(dict(labels).get("model") == "bad" for _, labels in now)
+        assert of(now, "headrace_retries_total", failure="not_sent") == 1
+        assert of(now, "headrace_retries_total", failure="lost") == 0
+        assert of(now, "headrace_retries_refused_total") == 0
+
+
+@pytest.mark.req("C47", "C35")
+async def test_each_use_of_a_fallback_is_seen() -> None:
+    office = Office()
+    async with (
+        FakeEngine(Script(models=("small",))) as own,
+        FakeEngine(Script(models=("large",))) as other,
+        administered(own.url, other.url, office=office) as house,
+    ):
+        house.keys.add("sk-admin", frozenset({Scope.ADMIN}))
+        targets = (Target(Selector.parse("node:b0"), "small"), Target(Selector.parse("node:b1"), "large"))
+        await office.route_book.put(Route("r", "chat", targets))
+        body = BODY.replace(b"fake", b"chat")
+        for _ in range(2):
+            assert (await call(house.port, "POST", CHAT, house.auth, body)).status == 200
+        await own.stop()
+        await until(lambda: house.control.health.slots["b0"] == 0)
+        assert (await call(house.port, "POST", CHAT, house.auth, body)).status == 200
+        now = await scrape(house)
+        assert of(now, "headrace_route_executions_total", route="r", stage="0") == 2
+        assert of(now, "headrace_route_executions_total", route="r", stage="1") == 1
+        assert of(now, "headrace_node_executions_total", node="b0") == 2
+        assert of(now, "headrace_node_executions_total", node="b1") == 1
+        assert of(now, "headrace_node_up", node="b0") == 0
+        assert of(now, "headrace_nodes", state="down") == 1
+
+
+@pytest.mark.req("C47")
+async def test_loads_that_others_wait_for_are_seen() -> None:
+    async with (
+        FakeEngine(Script(fault=Hang())) as engine,
+        gateway(engines={"fake": DirectConnector(Endpoint.parse(engine.url), clock=SystemClock())}) as house,
+        RawClient(house.port) as client,
+    ):
+        house.keys.add("sk-admin", frozenset({Scope.ADMIN}))
+        node = house.registry.get("local/fake")
+        assert node is not None
+        house.registry.upsert(replace(node, loaded=frozenset()))
+        client.request("POST", CHAT, house.auth, BODY[:-1] + b',"stream":true}')
+        await until(lambda: house.control.running == 1)
+        assert of(await scrape(house), "headrace_node_loads_held", node="local/fake") == 1
 
 
 def test_refusals_before_and_in_the_plane_are_added_up() -> None:

@@ -14,19 +14,25 @@ from headrace import __version__
 from headrace.control.access import KeyRing, read_key
 from headrace.control.plane import LocalControlPlane
 from headrace.control.registry import Registry
+from headrace.control.runtimes import runtimes
 from headrace.domain.access import Scope
-from headrace.domain.fleet import NodeState
 from headrace.gateway import metrics_table as table
 from headrace.gateway.guard import AddressGuard
+from headrace.gateway.metrics_nodes import OTHER, node_samples, route_samples
 from headrace.gateway.security import SecurityEvent
 from headrace.kernel.errors import Forbidden
 from headrace.observe.metrics import CONTENT_TYPE, Metric, Sample, render
 from headrace.ports.control import Ending
 
-MAX_NODES = 500
-"""Nodes that have samples of their own; `headrace_nodes` counts the others, too."""
 MAX_CODES = 100
-_OTHER = "other"
+_RETRIED = {
+    "NotSent": "not_sent",
+    "Busy": "busy",
+    "Loading": "loading",
+    "Lost": "lost",
+    "Overdrawn": "overdrawn",
+}
+"""What `Totals.retries` counts, as the samples call it."""
 _CODE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 
@@ -61,7 +67,9 @@ class Counted:
     def _samples(self) -> Iterator[tuple[Metric, Iterable[Sample]]]:
         yield table.BUILD, [((__version__,), 1)]
         yield from self._requests()
-        yield from self._nodes()
+        yield from self._retries()
+        yield from node_samples(runtimes(self.control, self.registry.nodes()))
+        yield from route_samples(self.control.destinations.uses)
         yield from self._door()
         for metric in table.OPTIONAL:
             if (read := self.gauges.get(metric.name)) is not None:
@@ -82,17 +90,10 @@ class Counted:
         yield table.WAITING, [((priority.name.lower(),), count) for priority, count in waiting.items()]
         yield table.OLDEST_WAIT, _one(control.oldest_wait_s)
 
-    def _nodes(self) -> Iterator[tuple[Metric, Iterable[Sample]]]:
-        nodes = self.registry.nodes()
-        states = Counter(node.state for node in nodes)
-        shown = nodes[:MAX_NODES]
-        yield table.NODES, [((state.value,), states[state]) for state in NodeState]
-        yield (
-            table.NODE_STATE,
-            [((node.id, state.value), node.state is state) for node in shown for state in NodeState],
-        )
-        yield table.NODE_BUSY, [((node.id,), self.control.busy(node.id)) for node in shown]
-        yield table.NODE_CAPACITY, [((node.id,), node.capacity) for node in shown]
+    def _retries(self) -> Iterator[tuple[Metric, Iterable[Sample]]]:
+        retried = self.control.totals.retries
+        yield table.RETRIES, [((kind,), retried[name]) for name, kind in _RETRIED.items()]
+        yield table.RETRIES_REFUSED, _one(self.control.retry_budget.refused)
 
     def _door(self) -> Iterator[tuple[Metric, Iterable[Sample]]]:
         guard = self.guard
@@ -136,5 +137,5 @@ def _by_code(*counts: Mapping[str, int]) -> list[Sample]:
     for part in counts:
         for code, count in part.items():
             known = _CODE.fullmatch(code) and (code in sums or len(sums) < MAX_CODES)
-            sums[code if known else _OTHER] += count
+            sums[code if known else OTHER] += count
     return [((code,), count) for code, count in sorted(sums.items())]

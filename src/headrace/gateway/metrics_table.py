@@ -29,8 +29,64 @@ NODES = Metric("headrace_nodes", _G, "Nodes, by state.", ("state",))
 NODE_STATE = Metric(
     "headrace_node_state", _G, "1 for the state that the node is in, else 0.", ("node", "state")
 )
+NODE_UP = Metric(
+    "headrace_node_up", _G, "1 while requests go to the node as usual, if it isn't full; else 0.", ("node",)
+)
+NODE_BREAKER = Metric(
+    "headrace_node_breaker",
+    _G,
+    "1 for how much of the node is used, else 0: closed is all of it, open nothing.",
+    ("node", "state"),
+)
+NODE_OPENINGS = Metric(
+    "headrace_node_openings_total", _C, "Times that the node was left alone because it failed.", ("node",)
+)
 NODE_BUSY = Metric("headrace_node_busy", _G, "Requests that the node runs now.", ("node",))
+NODE_SLOTS = Metric(
+    "headrace_node_slots", _G, "Requests that the node may run at once now, as it has done lately.", ("node",)
+)
 NODE_CAPACITY = Metric("headrace_node_capacity", _G, "Requests that the node takes at once.", ("node",))
+NODE_EXECUTIONS = Metric(
+    "headrace_node_executions_total", _C, "Times that a request was sent to the node.", ("node",)
+)
+NODE_FAILURES = Metric(
+    "headrace_node_failures_total", _C, "Of these, those that failed, by how.", ("node", "failure")
+)
+NODE_LOADS_HELD = Metric(
+    "headrace_node_loads_held",
+    _G,
+    "Models that the node loads now, for which others wait, so that it loads them once.",
+    ("node",),
+)
+NODE_FIRST_TOKEN = Metric(
+    "headrace_node_first_token_seconds",
+    _G,
+    "How long the first token of a stream took lately, from when it was sent to the node: a moving average.",
+    ("node", "model"),
+)
+NODE_BETWEEN_TOKENS = Metric(
+    "headrace_node_between_tokens_seconds",
+    _G,
+    "How long each further token took lately: a moving average.",
+    ("node", "model"),
+)
+RETRIES = Metric(
+    "headrace_retries_total",
+    _C,
+    "Times that a request was tried again, by what had gone wrong.",
+    ("failure",),
+)
+RETRIES_REFUSED = Metric(
+    "headrace_retries_refused_total",
+    _C,
+    "Times that a request wasn't tried again because too many were already, for those that came.",
+)
+ROUTE_EXECUTIONS = Metric(
+    "headrace_route_executions_total",
+    _C,
+    "Times that a request was sent to a node by a route: stage 0 is the route's own target, 1 its first fallback, and so on.",
+    ("route", "stage"),
+)
 CONNECTIONS = Metric("headrace_connections", _G, "Clients that are connected now.")
 ANSWERING = Metric("headrace_answering", _G, "Requests that are being answered now, whatever they are for.")
 UNAUTHENTICATED = Metric("headrace_unauthenticated_total", _C, "Requests without a valid key.")
@@ -66,8 +122,17 @@ ALWAYS = (
     OLDEST_WAIT,
     NODES,
     NODE_STATE,
+    NODE_UP,
+    NODE_BREAKER,
+    NODE_OPENINGS,
     NODE_BUSY,
+    NODE_SLOTS,
     NODE_CAPACITY,
+    NODE_EXECUTIONS,
+    NODE_FAILURES,
+    NODE_LOADS_HELD,
+    RETRIES,
+    RETRIES_REFUSED,
     CONNECTIONS,
     ANSWERING,
     UNAUTHENTICATED,
@@ -77,6 +142,8 @@ ALWAYS = (
     SECURITY_SUPPRESSED,
     SECURITY_ADDRESSES,
 )
+ONCE_SEEN = (NODE_FIRST_TOKEN, NODE_BETWEEN_TOKENS, ROUTE_EXECUTIONS)
+"""Those that have samples only once there was something to measure."""
 OPTIONAL = (
     Metric(
         "headrace_ledger_open_reservations",
@@ -94,7 +161,8 @@ OPTIONAL = (
 
 def page() -> str:
     """`docs/reference/metrics.md`."""
-    return _INTRODUCTION + "\n".join(_rows(ALWAYS)) + _OPTIONAL + "\n".join(_rows(OPTIONAL)) + "\n"
+    seen = _ONCE_SEEN + "\n".join(_rows(ONCE_SEEN))
+    return _INTRODUCTION + "\n".join(_rows(ALWAYS)) + seen + _OPTIONAL + "\n".join(_rows(OPTIONAL)) + "\n"
 
 
 def _rows(metrics: tuple[Metric, ...]) -> list[str]:
@@ -122,7 +190,14 @@ scrape_configs:
 ```
 
 The numbers are those of one process since its start. No label holds what a client wrote: nodes, codes and kinds are named by
-us and by whoever runs the service. At most 500 nodes have samples of their own.
+us and by whoever runs the service, and models by the backends. Labels have a bound: the 500 nodes that are there for longest have
+samples of their own, and the others are summed up as the node `other`; so are the routes beyond 200. When a node is taken out, its
+samples end with it. A sum can fall when that moves a node out of `other`.
+
+"""
+_ONCE_SEEN = """
+
+As soon as streams were answered, of 1,000 pairs of node and model at most, and as soon as routes were used:
 
 """
 _OPTIONAL = """
