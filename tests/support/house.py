@@ -10,6 +10,7 @@ from headrace.connectors.direct import DirectConnector
 from headrace.connectors.endpoint import Endpoint
 from headrace.connectors.openai import OpenAIProber
 from headrace.control.access import KeyRing
+from headrace.control.destinations import RouteFinder
 from headrace.control.discovery import Discovery, Pace, Watched
 from headrace.control.plane import LocalControlPlane
 from headrace.control.quota import QuotaPlane
@@ -87,20 +88,29 @@ async def gateway(
     addresses: Addresses | None = None,
     open_metrics: bool = False,
     quota: Quota | None = None,
+    routes: RouteFinder | None = None,
 ) -> AsyncIterator[House]:
     """A gateway over the backends at *urls*, named b0, b1, …; gone with everything it opened at the end.
 
     asgi: without the token lane, so that inference requests take the ASGI lane, too. engines: model → a connector that is
-    ready to serve it. admin: what `/admin` is about, over the gateway's key ring; without, it isn't there.
+    ready to serve it. admin: what `/admin` is about, over the gateway's key ring, and the routes; without, it isn't there.
     guard: none holds nobody back. addresses: none trusts no proxy. open_metrics: `/metrics` asks for no key. quota: what holds
-    requests to limits, and records them; without, nothing does.
+    requests to limits, and records them; without, nothing does. routes: those in force, where *admin* has none.
     """
     clock = quota.clock if quota else SystemClock()
     recorder = Recorder(quota.records, clock, lambda error: problem(error).status) if quota else None
     keys = KeyRing()
     keys.add(KEY)
     registry = Registry()
-    control = LocalControlPlane(registry, clock, queue_size=64, queue_wait_s=queue_wait_s, recorder=recorder)
+    administration = admin(keys) if admin else None
+    control = LocalControlPlane(
+        registry,
+        clock,
+        queue_size=64,
+        queue_wait_s=queue_wait_s,
+        recorder=recorder,
+        routes=administration.routes if administration else routes,
+    )
     connectors: dict[str, Connector] = {
         f"b{i}": DirectConnector(Endpoint.parse(url), clock=clock) for i, url in enumerate(urls)
     }
@@ -127,7 +137,14 @@ async def gateway(
     for model, connector in (engines or {}).items():
         connectors[f"local/{model}"] = connector
         registry.upsert(
-            Node(f"local/{model}", "engine", (ModelInfo(model),), capacity=4, state=NodeState.READY)
+            Node(
+                f"local/{model}",
+                "engine",
+                (ModelInfo(model),),
+                capacity=4,
+                state=NodeState.READY,
+                api=connector.traits.api,
+            )
         )
     origins = OriginPolicy("https://app\\.example")
     lane = TokenLane(
@@ -152,7 +169,7 @@ async def gateway(
         registry=registry,
         origins=origins,
         ready=lambda: True,
-        admin=replace(admin(keys), plane=control) if admin else None,
+        admin=replace(administration, plane=control) if administration else None,
         metrics=MetricsRoute(keys, counted, open_to_all=open_metrics),
     )
     listening = bind("127.0.0.1", 0)

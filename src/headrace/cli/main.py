@@ -15,6 +15,7 @@ from headrace.cli import (
     doctor,
     keys,
     models,
+    nodes,
     pull,
     quotas,
     requests,
@@ -70,6 +71,7 @@ def build() -> typer.Typer:
     app.add_typer(keys.build(), name="key")
     app.add_typer(quotas.build(), name="quota")
     app.add_typer(routes.build(), name="route")
+    app.add_typer(nodes.build(), name="node")
     app.command()(usage.usage)
     app.add_typer(requests.build(), name="requests")
     app.add_typer(config.build(), name="config")
