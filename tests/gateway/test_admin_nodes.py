@@ -11,7 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from headrace.connectors.direct import DirectConnector
+from headrace.connectors.endpoint import Endpoint
 from headrace.domain.fleet import ModelInfo, Node, NodeState
+from headrace.kernel.clock import SystemClock
 from headrace.testing import FakeEngine, Script
 from headrace.testing.fake_engine import Cut, Refuse
 from support.administration import ADMIN_KEY, Office, administered
@@ -213,8 +216,23 @@ async def test_a_backend_that_refuses_our_key_is_left_alone_at_once_and_another_
         assert house.control.totals.retries["NotSent"] == 1
 
 
-async def test_what_is_told_of_a_backend_holds_no_key_and_no_url(desk: Desk) -> None:
-    text = json.dumps(await desk.ask())
-    assert "http" not in text
-    assert "sk-" not in text
-    assert "127.0.0.1" not in text
+async def test_what_is_told_of_a_backend_holds_no_key_of_ours() -> None:
+    office = Office()
+    async with FakeEngine(Script(api_key="sk-other", fault=Refuse(401))) as engine:
+        secret = [(b"authorization", b"Bearer sk-secret")]
+        connector = DirectConnector(Endpoint.parse(engine.url), clock=SystemClock(), headers=secret)
+        async with administered(office=office) as house:
+            house.connectors["local/fake"] = connector
+            models = (ModelInfo("fake"),)
+            house.registry.upsert(Node("local/fake", "engine", models, state=NodeState.READY))
+            desk = Desk(house, office)
+            assert await desk.chat("fake") == 502
+            refused = await desk.ask("/admin/runtimes/local/fake")
+            assert refused["failures"] == {"key_refused": 1}
+            await engine.stop()
+            await until(lambda: house.control.health.slots["local/fake"] == 1)
+            assert await desk.chat("fake") in (502, 503)
+            gone = await desk.ask("/admin/runtimes/local/fake")
+            assert gone["failures"] == {"key_refused": 1, "not_sent": 1}
+            assert gone["last_error"]
+            assert "secret" not in json.dumps([refused, gone])

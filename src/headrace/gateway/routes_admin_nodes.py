@@ -15,7 +15,7 @@ from headrace.kernel.errors import NotFound
 
 
 class NodeRoutes:
-    """Nodes, to be looked at. What is told holds no keys and no addresses."""
+    """Nodes, to be looked at. What is told holds no keys."""
 
     def __init__(self, plane: LocalControlPlane, registry: Registry) -> None:
         self._plane = plane
