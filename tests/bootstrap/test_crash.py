@@ -28,7 +28,7 @@ HEADERS = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
 def config(url: str) -> str:
     return (
         f'[auth]\napi_keys = ["{KEY}"]\n[limits]\nrequests_per_month = {LIMIT}\n'
-        f'[[upstreams]]\nname = "fake"\nurl = "{url}"\ncapacity = 256\n'
+        f'[[upstreams]]\nname = "fake"\nurl = "{url}"\ncapacity = 256\nmodels = ["fake"]\n'
     )
 
 
@@ -98,7 +98,7 @@ async def test_a_killed_service_forgets_nothing_and_overcharges_little(tmp_path:
             assert remembered >= answered, "an answer that was given is forgotten"
             assert remembered <= engine.stats.started - more + killed * (block + CLIENTS)
             answered += more
-        with Service(tmp_path, text) as service:
+        async with Service(tmp_path, text) as service:
             remembered = await asyncio.to_thread(used, service)
             assert answered <= remembered - 1 <= engine.stats.started + rounds * (block + CLIENTS)
     checked = await asyncio.to_thread(
@@ -118,7 +118,7 @@ async def test_an_orderly_end_charges_exactly_what_was_used(tmp_path: Path) -> N
     async with FakeEngine(Script(tokens=2, slots=256)) as engine:
         text = config(engine.url)
         for expected in (1, 2, 3):
-            with Service(tmp_path, text) as service:
+            async with Service(tmp_path, text) as service:
                 assert await asyncio.to_thread(used, service) == expected
                 service.send(signal.SIGTERM)
                 assert await asyncio.to_thread(service.ended) == 0

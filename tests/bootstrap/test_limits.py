@@ -23,7 +23,7 @@ DURATION = re.compile(r"(?:\d+h)?(?:\d+m)?\d+s")
 def config(url: str, limits: str) -> str:
     return (
         f'[auth]\napi_keys = ["sk-one", "sk-two"]\n[limits]\n{limits}\n'
-        f'[[upstreams]]\nname = "fake"\nurl = "{url}"\ncapacity = 256\n'
+        f'[[upstreams]]\nname = "fake"\nurl = "{url}"\ncapacity = 256\nmodels = ["fake"]\n'
     )
 
 
@@ -38,7 +38,7 @@ def client_of(service: Service, key: str = "sk-one", retries: int = 0) -> openai
 @pytest.mark.compliance("O41", "O42", "O51")
 async def test_a_quota_that_is_spent_is_not_tried_again(tmp_path: Path) -> None:
     async with FakeEngine(Script(tokens=2)) as engine:
-        with Service(tmp_path, config(engine.url, "requests_per_month = 2")) as service:
+        async with Service(tmp_path, config(engine.url, "requests_per_month = 2")) as service:
             async with client_of(service, retries=2) as client:
                 for remaining in (1, 0):
                     raw = await client.chat.completions.with_raw_response.create(model="fake", messages=ASK)
@@ -64,7 +64,7 @@ async def test_tokens_are_counted_in_streams_too_and_the_default_limit_is_told_t
 ) -> None:
     limits = "tokens_per_day = 100\ndefault_max_tokens = 60"
     async with FakeEngine(Script(tokens=40)) as engine:
-        with Service(tmp_path, config(engine.url, limits)) as service:
+        async with Service(tmp_path, config(engine.url, limits)) as service:
             async with client_of(service) as client:
                 raw = await client.chat.completions.with_raw_response.create(
                     model="fake", messages=ASK, stream=True
@@ -96,7 +96,7 @@ async def test_of_three_hundred_at_once_fifty_get_through_a_limit_of_fifty(
 ) -> None:
     async with FakeEngine(Script(tokens=2, slots=256)) as engine:
         text = config(engine.url, "requests_per_day = 50") + f'[quota]\nurl = "{ledger}"\n'
-        with Service(tmp_path / "home", text) as service:
+        async with Service(tmp_path / "home", text) as service:
             async with client_of(service) as client:
                 answers = await asyncio.gather(
                     *(client.chat.completions.create(model="fake", messages=ASK) for _ in range(300)),
@@ -116,7 +116,7 @@ async def test_each_request_leaves_a_record_that_outlives_the_service(tmp_path: 
         text = config(engine.url, "requests_per_day = 2").replace(
             "[limits]", 'admin_keys = ["sk-root"]\n[limits]'
         )
-        with Service(tmp_path, text) as service:
+        async with Service(tmp_path, text) as service:
             async with client_of(service) as client:
                 await client.chat.completions.create(model="fake", messages=ASK)
                 async for _ in await client.chat.completions.create(model="fake", messages=ASK, stream=True):
@@ -125,7 +125,7 @@ async def test_each_request_leaves_a_record_that_outlives_the_service(tmp_path: 
                     await client.chat.completions.create(model="fake", messages=ASK)
             service.send(signal.SIGTERM)
             assert await asyncio.to_thread(service.ended) == 0
-        with Service(tmp_path, text) as service:
+        async with Service(tmp_path, text) as service:
             root = {"authorization": "Bearer sk-root"}
             status, answer = await asyncio.to_thread(service.call, "GET", "/admin/recent", b"", root)
             assert status == 200
