@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -10,10 +11,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
-from support.administration import ADMIN_KEY, AdministeredHouse, record
+from headrace.ports.records import RequestRecord
+from support.administration import ADMIN_KEY, NOON, AdministeredHouse, record
 from support.command_line import COMMAND, Result
 from support.service import Said
 
@@ -33,6 +36,26 @@ def house(monkeypatch: pytest.MonkeyPatch) -> Iterator[AdministeredHouse]:
         ):
             house.office.records.add(one)
         yield house
+
+
+@contextlib.contextmanager
+def tailing(*options: str) -> Iterator[Said]:
+    """What `headrace requests tail --json` says meanwhile, in a process of its own."""
+    process = subprocess.Popen(
+        [*COMMAND, "requests", "tail", "--json", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    out = Said(process.stdout)
+    try:
+        yield out
+    finally:
+        process.kill()
+        process.wait()
+        out.join()
 
 
 class TestUsage:
@@ -93,6 +116,23 @@ class TestRequests:
         told = headrace("requests", "list").out
         assert "\ufffd[2Jx\ufffdy[bold]" in told
         assert "\x1b" not in told
+
+    def test_tail_misses_none_of_a_burst_nor_one_that_began_before_thousands(
+        self, house: AdministeredHouse
+    ) -> None:
+        async def add(*those: RequestRecord) -> None:
+            for one in those:
+                house.office.records.add(one)
+
+        house.do(partial(add, *(record(number) for number in range(10, 1510))))
+        with tailing("-n", "1") as out:
+            out.until("cid")
+            slow = record(5, request_id="req_slow", completed_at=NOON + 1511)
+            burst = [record(number) for number in range(1512, 4512)]
+            house.do(partial(add, slow, *burst))
+            out.until("req_04511")
+        shown = [json.loads(line)["request_id"] for line in out.lines]
+        assert shown == ["req_00003", "req_slow", *(f"req_{number:05}" for number in range(1512, 4512))]
 
     @pytest.mark.parametrize("as_json", [False, True])
     def test_tail_shows_what_comes_once_each_until_ctrl_c(

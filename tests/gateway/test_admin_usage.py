@@ -96,11 +96,26 @@ async def test_the_last_200_requests_with_latency_model_and_status(house: House,
         ("since=2023-11-15T13:00:02%2B01:00", [3, 2]),
         ("user=", [3, 2, 1, 4]),
         ("user=nobody", []),
+        (f"ended_since={NOON + 2.5}", [3, 2]),
+        ("after=req_00002", [1, 4]),
     ],
 )
 async def test_recent_ones_are_narrowed(house: House, query: str, numbers: list[int]) -> None:
     told = (await ask(house, f"/admin/recent?{query}")).json["data"]
     assert [one["request_id"] for one in told] == [f"req_{number:05}" for number in numbers]
+
+
+@pytest.mark.req("C06")
+async def test_a_long_list_comes_in_pages(house: House, office: Office) -> None:
+    await keep(office.records, *(record(number) for number in range(10, 460)))
+    seen: list[str] = []
+    pages, more, after = 0, True, ""
+    while more:
+        told = (await ask(house, f"/admin/recent?user=ann&after={after}")).json
+        seen += [one["request_id"] for one in told["data"]]
+        after, more, pages = seen[-1], told["has_more"], pages + 1
+    assert pages == 3
+    assert seen == [f"req_{number:05}" for number in (*range(459, 9, -1), 2, 1, 4)]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +130,8 @@ async def test_recent_ones_are_narrowed(house: House, query: str, numbers: list[
         ("/admin/recent?status=good", "status"),
         ("/admin/recent?status=Failed", "status"),
         ("/admin/recent?key=a%0a", "key"),
+        ("/admin/recent?after=req_none", "after"),
+        ("/admin/recent?ended_since=1m", "ended_since"),
         ("/admin/recent?model=%1b[2J", "model"),
         ("/admin/recent?node=a&node=a", "node"),
         ("/admin/recent?until=2026-13-01", "until"),

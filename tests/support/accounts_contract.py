@@ -8,7 +8,16 @@ import pytest
 from headrace.domain.access import Scope
 from headrace.domain.quota import Limits
 from headrace.kernel.errors import InvalidRequest
-from headrace.ports.records import Accounts, Grouping, ManagedKey, Records, Selection, User
+from headrace.ports.records import (
+    LONGEST_S,
+    Accounts,
+    Grouping,
+    ManagedKey,
+    Records,
+    RequestRecord,
+    Selection,
+    User,
+)
 from support.administration import NOON, record
 
 DAY = 86_400.0
@@ -179,6 +188,33 @@ class RecordsContract:
         found = await records.recent(9, selection)
         assert [one.request_id for one in found] == [f"req_{number:05}" for number in numbers]
         assert sum(row.requests for row in await records.usage([Grouping.USER], selection)) == len(numbers)
+
+    async def test_they_come_in_pages(self, records: Records) -> None:
+        """In the order of all, also where several came at one time, whatever they are narrowed to."""
+        twins = [record(number, created_at=SOME[4].created_at) for number in (6, 7, 8)]
+        for twin in twins:
+            records.add(twin)
+        seen: list[RequestRecord] = []
+        while page := await records.recent(1, after=seen[-1].request_id if seen else ""):
+            seen += page
+        assert seen == await records.recent(9) == [*twins[::-1], *SOME[::-1]]
+        assert await records.recent(2, after=SOME[3].request_id) == [SOME[2], SOME[1]]
+        narrowed = Selection(user_id="ann", until=NOON + 3)
+        assert await records.recent(9, narrowed, after=SOME[4].request_id) == [SOME[0]]
+        with pytest.raises(InvalidRequest, match="'req_none'") as refused:
+            await records.recent(9, after="req_none")
+        assert refused.value.param == "after"
+
+    async def test_what_ended_lately_is_found_though_it_began_long_ago(self, records: Records) -> None:
+        slow = record(6, created_at=NOON - 3000.0, completed_at=NOON + DAY)
+        slower = record(7, created_at=NOON + DAY - LONGEST_S - 1, completed_at=NOON + DAY)
+        slowest = record(8, created_at=NOON + DAY - LONGEST_S, completed_at=NOON + DAY)
+        for one in (slow, slower, slowest):
+            records.add(one)
+        assert await records.recent(9, Selection(ended_since=NOON + DAY)) == [slowest]
+        assert slow in await records.recent(9, Selection(ended_since=NOON + 600))
+        assert SOME[0] not in await records.recent(9, Selection(ended_since=NOON + 1.75))
+        assert SOME[1] in await records.recent(9, Selection(ended_since=NOON + 1.75))
 
     async def test_usage_is_summed_by_group_in_their_order(self, records: Records) -> None:
         by_user = await records.usage([Grouping.USER])

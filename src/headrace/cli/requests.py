@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +12,7 @@ import typer
 from headrace.cli.moments import told_moment
 from headrace.cli.office import Office, asks_the_office, with_options
 from headrace.cli.tables import plain, show_table
+from headrace.cli.tail import Tail
 from headrace.cli.usage import SELECTING, selected
 
 _MOST = 1000
@@ -89,6 +90,8 @@ def tail(
 ) -> None:
     """Show the last requests, and each that ends from then on, until Ctrl-C. With --json: one object in a line.
 
+    Requests that took more than an hour are not shown.
+
     \b
     Example:
       headrace requests tail --user ann
@@ -104,24 +107,26 @@ async def _follow(
     office: Office, selection: dict[str, Any], limit: int, write: Callable[[dict[str, Any]], None]
 ) -> None:
     connector = office.connect()
-    seen: set[str] | None = None
+
+    async def ask(query: dict[str, Any]) -> dict[str, Any]:
+        told = await office.exchange(connector, "GET", "/recent", query={**selection, **query})
+        page: dict[str, Any] = json.loads(told)
+        return page
+
     try:
+        tail = Tail(ask)
+        for record in await tail.begin(limit):
+            write(record)
         while True:
-            told = await office.exchange(connector, "GET", "/recent", None, {"limit": _MOST, **selection})
-            records = json.loads(told)["data"]
-            for record in _fresh(records, seen, limit):
-                write(record)
-            seen = {record["request_id"] for record in records}
             await asyncio.sleep(_PAUSE_S)
+            for record in await tail.news():
+                write(record)
+            if tail.cut_short:
+                typer.echo(
+                    "headrace: too many requests at once: the older ones of them aren't shown.", err=True
+                )
     finally:
         await connector.close()
-
-
-def _fresh(records: Sequence[dict[str, Any]], seen: set[str] | None, limit: int) -> Sequence[dict[str, Any]]:
-    """Those of *records*, the newest first, that weren't shown, the oldest first; at the beginning the last *limit*."""
-    if seen is None:
-        return records[:limit][::-1]
-    return [record for record in reversed(records) if record["request_id"] not in seen]
 
 
 def _row(record: dict[str, Any]) -> tuple[object, ...]:

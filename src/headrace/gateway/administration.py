@@ -168,7 +168,7 @@ class Page(NamedTuple):
         Raises:
             InvalidRequest: `limit` isn't a number from 1 to `MOST`.
         """
-        return cls(asked.get("after", ""), how_many(asked.get("limit")))
+        return cls(asked.get("after", ""), _how_many(asked.get("limit")))
 
     def answer(self, entries: Sequence[T], shown: Callable[[T], object]) -> Response:
         """A page of *entries*, of which there may be one more than fit: then there are more to come."""
@@ -176,12 +176,7 @@ class Page(NamedTuple):
         return answer({"object": "list", "data": data, "has_more": len(entries) > self.limit})
 
 
-def how_many(text: str | None) -> int:
-    """What `limit` in a query says; `USUAL` without.
-
-    Raises:
-        InvalidRequest: it isn't a number from 1 to `MOST`.
-    """
+def _how_many(text: str | None) -> int:
     if text is None:
         return USUAL
     if not (text.isascii() and text.isdigit() and 1 <= len(text) <= 4 and 1 <= int(text) <= MOST):

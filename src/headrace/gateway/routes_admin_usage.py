@@ -12,10 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from headrace.domain.access import Principal
-from headrace.gateway.administration import answer, answer_csv, how_many, moment, query
+from headrace.gateway.administration import Page, answer, answer_csv, moment, query
 from headrace.kernel.errors import InvalidRequest
 from headrace.ports.records import Grouping, Records, Selection, UsageRow
 
+_RECENT = ("limit", "after", "since", "until", "ended_since", "user", "key", "model", "node", "status")
 _SUMS = ("requests", "failed", "prompt_tokens", "completion_tokens", "total_tokens")
 _STATUSES = ("completed", "cancelled", "failed", "refused")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -40,12 +41,13 @@ class UsageRoutes:
         return answer({"object": "list", "by": by, "data": [_row(by, row) for row in rows]})
 
     async def recent(self, request: Request, _asker: Principal) -> Response:
-        """GET /admin/recent?limit=200&since=&until=&user=&key=&model=&node=&status=: the newest first (C06)."""
-        asked = query(request, "limit", "since", "until", "user", "key", "model", "node", "status")
+        """GET /admin/recent?limit=200&after=&since=&until=&ended_since=&user=&key=&model=&node=&status=: the newest first (C06)."""
+        asked = query(request, *_RECENT)
         if asked.get("status", _STATUSES[0]) not in _STATUSES:
             raise InvalidRequest(f"status is one of {', '.join(_STATUSES)}.", param="status")
-        records = await self._records.recent(how_many(asked.get("limit")), _selection(asked))
-        return answer({"object": "list", "data": records})
+        page = Page.of(asked)
+        records = await self._records.recent(page.limit + 1, _selection(asked), after=page.after)
+        return page.answer(records, lambda record: record)
 
 
 def table(by: Sequence[Grouping], rows: Sequence[UsageRow]) -> str:
@@ -85,4 +87,5 @@ def _selection(asked: Mapping[str, str]) -> Selection:
         status=asked.get("status", ""),
         since=moment("since", asked.get("since")),
         until=moment("until", asked.get("until")),
+        ended_since=moment("ended_since", asked.get("ended_since")),
     )

@@ -106,8 +106,15 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     estimated: bool = False
 
 
+LONGEST_S = 3600.0
+"""Of what took longer than that, a selection by its end knows nothing: records are kept in the order of their beginnings."""
+
+
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """Which records; what is empty or None doesn't narrow. Times are seconds since the epoch, *until* excluded."""
+    """Which records; what is empty or None doesn't narrow. Times are seconds since the epoch.
+
+    since, until: when it came in, *until* excluded. ended_since: when it was completed, if it came in at most `LONGEST_S` before.
+    """
 
     user_id: str = ""
     key_id: str = ""
@@ -116,6 +123,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     status: str = ""
     since: float | None = None
     until: float | None = None
+    ended_since: float | None = None
 
 
 ALL = Selection()
@@ -150,8 +158,12 @@ class Records(Protocol):
     def add(self, record: RequestRecord) -> None:
         """Keep *record*: returns at once, never raises. At most 200 ms of records are lost in a crash."""
 
-    async def recent(self, limit: int, selection: Selection = ALL) -> list[RequestRecord]:
-        """The newest first, those still in the buffer included."""
+    async def recent(self, limit: int, selection: Selection = ALL, *, after: str = "") -> list[RequestRecord]:
+        """The newest first, those still in the buffer included; *after*: only those that come behind the record of that id.
+
+        Raises:
+            InvalidRequest: there is no record *after* (any more).
+        """
 
     async def usage(self, by: Sequence[Grouping], selection: Selection = ALL) -> list[UsageRow]:
         """Sums, by group, those still in the buffer not included."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from headrace.kernel.errors import Unavailable
-from headrace.ports.records import ALL, Grouping, Records, RequestRecord, Selection, UsageRow
+from headrace.kernel.errors import InvalidRequest, Unavailable
+from headrace.ports.records import ALL, LONGEST_S, Grouping, Records, RequestRecord, Selection, UsageRow
 
 _EQUAL = ("user_id", "key_id", "model", "node", "status")
 
@@ -30,11 +30,14 @@ class MemoryRecords(Records):
             return
         self._records.setdefault(record.request_id, record)
 
-    async def recent(self, limit: int, selection: Selection = ALL) -> list[RequestRecord]:
+    async def recent(self, limit: int, selection: Selection = ALL, *, after: str = "") -> list[RequestRecord]:
         """The newest first."""
         found = self._found(selection)
-        found.sort(key=lambda record: (record.created_at, record.request_id), reverse=True)
-        return found[:limit]
+        if after:
+            if after not in self._records:
+                raise InvalidRequest(f"There is no record {after!r}.", param="after")
+            found = [record for record in found if _place(record) < _place(self._records[after])]
+        return sorted(found, key=_place, reverse=True)[:limit]
 
     async def usage(self, by: Sequence[Grouping], selection: Selection = ALL) -> list[UsageRow]:
         """Sums, by group, in the order of the groups."""
@@ -62,7 +65,16 @@ def _matches(record: RequestRecord, selection: Selection) -> bool:
         all(not value or getattr(record, name) == value for name, value in wanted)
         and (selection.since is None or record.created_at >= selection.since)
         and (selection.until is None or record.created_at < selection.until)
+        and (selection.ended_since is None or _ended_since(record, selection.ended_since))
     )
+
+
+def _ended_since(record: RequestRecord, when: float) -> bool:
+    return record.completed_at >= when and record.created_at >= when - LONGEST_S
+
+
+def _place(record: RequestRecord) -> tuple[float, str]:
+    return record.created_at, record.request_id
 
 
 def _value(record: RequestRecord, grouping: Grouping) -> str:

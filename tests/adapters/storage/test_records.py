@@ -106,6 +106,18 @@ async def test_those_in_the_buffer_are_found_and_none_twice(database: Database) 
     await records.close()
 
 
+async def test_pages_go_on_from_the_buffer_into_the_database(database: Database) -> None:
+    await kept(database, *(record(number) for number in (1, 2, 4, 6)))
+    records = SqlRecords(database, ManualClock())
+    for number in (3, 5, 7):
+        records.add(record(number))
+    seen: list[str] = []
+    while page := await records.recent(2, after=seen[-1] if seen else ""):
+        seen += [found.request_id for found in page]
+    assert seen == [f"req_{number:05}" for number in (7, 6, 5, 4, 3, 2, 1)]
+    await records.close()
+
+
 async def test_a_selection_narrows_by_each_of_its_parts(database: Database) -> None:
     one, two = (
         record(1),

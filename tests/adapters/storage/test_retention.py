@@ -22,7 +22,7 @@ class KeptRecords(Records):
     def add(self, record: RequestRecord) -> None:
         raise AssertionError
 
-    async def recent(self, limit: int, selection: Selection = ALL) -> list[RequestRecord]:
+    async def recent(self, limit: int, selection: Selection = ALL, *, after: str = "") -> list[RequestRecord]:
         raise AssertionError
 
     async def usage(self, by: Sequence[Grouping], selection: Selection = ALL) -> list[UsageRow]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from sqlalchemy import ColumnElement, Connection, Select, case, cast, delete, func, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, case, cast, delete, func, or_, select
 from sqlalchemy.exc import DataError, IntegrityError, InterfaceError
 from sqlalchemy.types import Integer
 
@@ -21,8 +21,8 @@ from headrace.adapters.storage.database import Database
 from headrace.adapters.storage.schema import requests
 from headrace.adapters.storage.upsert import DIALECTS, insert_for
 from headrace.kernel.clock import Clock, Timer
-from headrace.kernel.errors import Unavailable
-from headrace.ports.records import ALL, Grouping, Records, RequestRecord, Selection, UsageRow
+from headrace.kernel.errors import InvalidRequest, Unavailable
+from headrace.ports.records import ALL, LONGEST_S, Grouping, Records, RequestRecord, Selection, UsageRow
 
 log = structlog.get_logger(__name__)
 
@@ -76,26 +76,26 @@ class SqlRecords(Records):
         if self._timer is None and not self._flying:
             self._timer = self._clock.call_later(self._flush_s, self._flush)
 
-    async def recent(self, limit: int, selection: Selection = ALL) -> list[RequestRecord]:
+    async def recent(self, limit: int, selection: Selection = ALL, *, after: str = "") -> list[RequestRecord]:
         """The newest first, those still in the buffer included.
 
         Raises:
+            InvalidRequest: there is no record *after*.
             Unavailable: the database can't be asked.
         """
         # Copied before the database is asked: a record that is written meanwhile is then in both, and in neither otherwise.
-        found = {
-            record.request_id: record
-            for record in (*self._flying, *self._buffer)
-            if _matches(record, selection)
-        }
-        query = recent_query(limit, selection)
-        rows = await self._database.read(lambda connection: connection.execute(query).mappings().all())
-        for row in rows:
-            found[row["request_id"]] = RequestRecord(**row)
-        newest = sorted(
-            found.values(), key=lambda record: (record.created_at, record.request_id), reverse=True
-        )
-        return newest[:limit]
+        unwritten = {record.request_id: record for record in (*self._flying, *self._buffer)}
+        known = _place(unwritten[after]) if after in unwritten else None
+
+        def read(connection: Connection) -> tuple[_Place | None, Sequence[RowMapping]]:
+            behind = known or (_place_of(connection, after) if after else None)
+            return behind, connection.execute(recent_query(limit, selection, behind)).mappings().all()
+
+        behind, rows = await self._database.read(read)
+        found = {name: record for name, record in unwritten.items() if _matches(record, selection)}
+        found |= {row["request_id"]: RequestRecord(**row) for row in rows}
+        newest = sorted(found.values(), key=_place, reverse=True)
+        return [record for record in newest if behind is None or _place(record) < behind][:limit]
 
     async def usage(self, by: Sequence[Grouping], selection: Selection = ALL) -> list[UsageRow]:
         """Sums, by group, those still in the buffer not included.
@@ -223,12 +223,30 @@ def _mended(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+_Place = tuple[float, str]
+
+
+def _place(record: RequestRecord) -> _Place:
+    """Where *record* stands among all."""
+    return record.created_at, record.request_id
+
+
+def _place_of(connection: Connection, request_id: str) -> _Place:
+    query = select(requests.c.created_at).where(requests.c.request_id == request_id)
+    created_at = connection.execute(query).scalar()
+    if created_at is None:
+        raise InvalidRequest(f"There is no record {request_id!r}.", param="after")
+    return created_at, request_id
+
+
 def _matches(record: RequestRecord, selection: Selection) -> bool:
     wanted = ((name, getattr(selection, name)) for name in _EQUAL)
     return (
         all(not value or getattr(record, name) == value for name, value in wanted)
         and (selection.since is None or record.created_at >= selection.since)
         and (selection.until is None or record.created_at < selection.until)
+        and (selection.ended_since is None or record.completed_at >= selection.ended_since)
+        and (selection.ended_since is None or record.created_at >= selection.ended_since - LONGEST_S)
     )
 
 
@@ -238,13 +256,21 @@ def _conditions(selection: Selection) -> list[ColumnElement[bool]]:
         found.append(requests.c.created_at >= selection.since)
     if selection.until is not None:
         found.append(requests.c.created_at < selection.until)
+    if selection.ended_since is not None:
+        found.append(requests.c.completed_at >= selection.ended_since)
+        found.append(requests.c.created_at >= selection.ended_since - LONGEST_S)
     return found
 
 
-def recent_query(limit: int, selection: Selection) -> Select[Any]:
-    """The newest records of *selection*."""
+def recent_query(limit: int, selection: Selection, behind: _Place | None = None) -> Select[Any]:
+    """The newest records of *selection*; of those *behind* a place, where there is one."""
     newest = (requests.c.created_at.desc(), requests.c.request_id.desc())
-    return select(requests).where(*_conditions(selection)).order_by(*newest).limit(limit)
+    query = select(requests).where(*_conditions(selection)).order_by(*newest).limit(limit)
+    if behind is None:
+        return query
+    created_at, request_id = behind
+    at_that_time = or_(requests.c.created_at < created_at, requests.c.request_id < request_id)
+    return query.where(requests.c.created_at <= created_at, at_that_time)
 
 
 def usage_query(by: Sequence[Grouping], selection: Selection, dialect: str) -> Select[Any]:
