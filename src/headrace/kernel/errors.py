@@ -162,6 +162,8 @@ class LimitExceeded(RequestError):
     retry_after_s: None where waiting is pointless, since this request is over the whole limit.
     """
 
+    code: str
+
     def __init__(
         self, message: str, *, code: str, retry_after_s: float | None, budgets: Sequence[Budget] = ()
     ) -> None:
