@@ -91,7 +91,8 @@ class TestKeys:
         for arguments in (["list"], ["list", "--json"], ["show", prefix], ["set", prefix, "--name", "x"]):
             told = headrace("key", *arguments)
             assert (told.status, prefix in told.out, text in told.out) == (0, True, False)
-        assert [log["action"] for log in house.logs] == ["key.created", "key.changed"]
+        actions = [log["action"] for log in house.logs]
+        assert [action for action in actions if action.startswith("key.")] == ["key.created", "key.changed"]
         assert text not in str(house.logs)
 
     def test_all_that_it_may_is_said_and_changed(self, headrace: Command, house: AdministeredHouse) -> None:
