@@ -8,7 +8,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, RowMapping, Table, and_, delete, or_, select, true
 from sqlalchemy.exc import DataError, IntegrityError
 
-from headrace.adapters.storage import schema
+from headrace.adapters.storage import generation, schema
 from headrace.adapters.storage.database import Database
 from headrace.adapters.storage.upsert import insert_for
 from headrace.domain.access import Scope
@@ -16,7 +16,6 @@ from headrace.domain.quota import Limits
 from headrace.kernel.errors import InvalidRequest
 from headrace.ports.records import Accounts, ManagedKey, User
 
-_GENERATION = "accounts"
 _LIMITS = Limits.__struct_fields__
 
 
@@ -53,7 +52,7 @@ class SqlAccounts(Accounts):
         def save(connection: Connection) -> None:
             _put(connection, schema.users, "user_id", values)
             _put(connection, schema.quotas, "user_id", _quota(user))
-            _next_generation(connection)
+            generation.next_generation(connection)
 
         await self._change(save)
 
@@ -61,7 +60,7 @@ class SqlAccounts(Accounts):
         def remove(connection: Connection) -> bool:
             gone = connection.execute(delete(schema.users).where(schema.users.c.user_id == user_id)).rowcount
             if gone:
-                _next_generation(connection)
+                generation.next_generation(connection)
             return bool(gone)
 
         return await self._database.write(remove)
@@ -102,13 +101,12 @@ class SqlAccounts(Accounts):
                 insert_for(connection.dialect.name, schema.users).values(user).on_conflict_do_nothing()
             )
             _put(connection, schema.keys, "key_id", values)
-            _next_generation(connection)
+            generation.next_generation(connection)
 
         await self._change(save)
 
     async def generation(self) -> int:
-        query = select(schema.generations.c.value).where(schema.generations.c.name == _GENERATION)
-        return await self._database.read(lambda connection: connection.execute(query).scalar() or 0)
+        return await generation.generation(self._database)
 
     async def _change(self, save: Any) -> None:
         try:
@@ -146,14 +144,6 @@ def _put(connection: Connection, table: Table, key: str, values: dict[str, Any])
     statement = insert_for(connection.dialect.name, table).values(values)
     changed = {name: statement.excluded[name] for name in values if name != key}
     connection.execute(statement.on_conflict_do_update(index_elements=[key], set_=changed))
-
-
-def _next_generation(connection: Connection) -> None:
-    table = schema.generations
-    statement = insert_for(connection.dialect.name, table).values(name=_GENERATION, value=1)
-    connection.execute(
-        statement.on_conflict_do_update(index_elements=["name"], set_={"value": table.c.value + 1})
-    )
 
 
 def _quota(user: User) -> dict[str, Any]:
