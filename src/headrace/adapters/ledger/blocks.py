@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -18,7 +19,8 @@ from headrace.ports.ledger import WindowState
 
 CONCURRENCY = Measure.CONCURRENCY
 BOUNDLESS = 1 << 62
-FEWEST_BEFORE_A_SWEEP = 1024
+FEWEST_BEFORE_A_SWEEP = 4096
+LET_GO_AT_ONCE = 1000
 
 
 class BlockSize(msgspec.Struct, frozen=True):
@@ -118,7 +120,9 @@ class Count:
             self.building = 0
             self.allow(self.next_ceiling)
         else:
-            self.allow(self.ceiling + self.adding)
+            self.ceiling += self.adding  # and `rises_too_far` has seen to it that it stays below the limit
+            self.ask_at += self.adding
+            self.swift_to = min(self.ask_at, self.window.limit)
         self.adding = 0
 
     def failed(self) -> None:
@@ -153,6 +157,7 @@ class Windows:
         self._stretches = {period: _Stretch() for period in Period}
         self._stretches[Period.NOW].ends_at = math.inf
         self._sweep_at = FEWEST_BEFORE_A_SWEEP
+        self._ended: list[dict[Any, Count]] = []
 
     def __len__(self) -> int:
         return sum(len(stretch.counts) for stretch in self._stretches.values())
@@ -168,9 +173,18 @@ class Windows:
         for period, stretch in self._stretches.items():
             if now >= stretch.ends_at:
                 stretch.starts_at, stretch.ends_at = period.bounds(now)
-                stretch.counts = {}
-                self.live.clear()
+                self._ended += [stretch.counts, self.live]
+                stretch.counts, self.live = {}, {}
         self.next_end = min(stretch.ends_at for stretch in self._stretches.values())
+
+    def let_go(self) -> None:
+        """Drop a few of those that ended: a hundred thousand at once, at each minute's end, would halt everybody for as long."""
+        if self._ended:
+            ended = self._ended[0]
+            for _ in range(min(len(ended), LET_GO_AT_ONCE)):
+                ended.popitem()
+            if not ended:
+                del self._ended[0]
 
     def find(self, window: Window) -> Count:
         """The count of *window*, made if there is none."""
@@ -181,10 +195,11 @@ class Windows:
             if window.period is Period.NOW:
                 self._sweep(stretch)
             count = stretch.counts[place] = self._fresh(window, stretch)
-        else:
+            count.bind(window, self._sizes)
+        elif count.window is not window:
             self.live.pop(count.window, None)  # who finds it as that would find another's limit
+            count.bind(window, self._sizes)
         count.idle = False
-        count.bind(window, self._sizes)
         self.live[window] = count
         return count
 
@@ -224,9 +239,12 @@ class Windows:
         that a reservation has just been given is not lost between its finding and its use."""
         if len(stretch.counts) < self._sweep_at:
             return
-        kept = {place: count for place, count in stretch.counts.items() if count.used or not count.idle}
-        for count in kept.values():
+        forgotten = [
+            (place, count) for place, count in stretch.counts.items() if count.idle and not count.used
+        ]
+        for place, count in forgotten:
+            del stretch.counts[place]
+            self.live.pop(count.window, None)
+        for count in stretch.counts.values():
             count.idle = not count.used
-        stretch.counts = kept
-        self._sweep_at = max(FEWEST_BEFORE_A_SWEEP, 2 * len(kept))
-        self.live.clear()
+        self._sweep_at = max(FEWEST_BEFORE_A_SWEEP, 2 * len(stretch.counts))

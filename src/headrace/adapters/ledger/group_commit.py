@@ -19,43 +19,43 @@ MOST_IN_A_COMMIT = 5_000
 
 
 class Unwritten:
-    """What was used of windows, and isn't written: in three lists, for thousands of tuples are work for the garbage collector."""
+    """What was used of windows, and isn't written: in three lists, for thousands of tuples are work for the garbage collector.
+    What has an amount of 0 is skipped when it is written."""
 
-    __slots__ = ("_amounts", "_counts", "_reservations")
+    __slots__ = ("amounts", "counts", "reservations")
 
     def __init__(self) -> None:
-        self._reservations: list[str] = []
-        self._counts: list[Count] = []
-        self._amounts: list[int] = []
+        self.reservations: list[str] = []
+        self.counts: list[Count] = []
+        self.amounts: list[int] = []
 
-    def __len__(self) -> int:
-        return len(self._counts)
-
-    def add(self, reservation: str, count: Count, amount: int) -> None:
-        """*reservation* used so much of the window of *count*."""
-        self._reservations.append(reservation)
-        self._counts.append(count)
-        self._amounts.append(amount)
+    def add(self, reservation: str, counts: list[Count], amounts: list[int]) -> None:
+        """*reservation* used so much of each of these windows."""
+        self.reservations += [reservation] * len(counts)
+        self.counts += counts
+        self.amounts += amounts
 
     def take(self, most: int) -> Unwritten:
         """Take out the oldest."""
         taken = Unwritten()
-        taken._reservations, self._reservations = self._reservations[:most], self._reservations[most:]
-        taken._counts, self._counts = self._counts[:most], self._counts[most:]
-        taken._amounts, self._amounts = self._amounts[:most], self._amounts[most:]
+        taken.reservations, self.reservations = self.reservations[:most], self.reservations[most:]
+        taken.counts, self.counts = self.counts[:most], self.counts[most:]
+        taken.amounts, self.amounts = self.amounts[:most], self.amounts[most:]
         return taken
 
     def put_back(self, taken: Unwritten) -> None:
         """They are the oldest again."""
-        self._reservations[:0] = taken._reservations
-        self._counts[:0] = taken._counts
-        self._amounts[:0] = taken._amounts
+        self.reservations[:0] = taken.reservations
+        self.counts[:0] = taken.counts
+        self.amounts[:0] = taken.amounts
 
     def entries(self, at: float) -> tuple[list[JournalEntry], dict[Count, None]]:
         """What the journal is to be told, and the windows that it is added to."""
         entries = []
         touched: dict[Count, None] = {}
-        for reservation, count, amount in zip(self._reservations, self._counts, self._amounts, strict=True):
+        for reservation, count, amount in zip(self.reservations, self.counts, self.amounts, strict=True):
+            if not amount:
+                continue
             if not count.adding:
                 touched[count] = None
             count.adding += amount
@@ -127,7 +127,9 @@ class GroupCommit:
         if not self._breaker.open:
             self._breaker.trip()
             log.error(
-                "the quota journal is too slow", action="journal.overdue", unwritten=len(self.unwritten)
+                "the quota journal is too slow",
+                action="journal.overdue",
+                unwritten=len(self.unwritten.counts),
             )
             self._hindered()
 
@@ -149,7 +151,7 @@ class GroupCommit:
         timers.extend(timer for timer in (self._flush_timer, self._retry_timer) if timer is not None)
         for timer in timers:
             timer.cancel()
-        return len(self.unwritten) + (len(self._in_flight[0]) if self._in_flight else 0)
+        return len(self.unwritten.counts) + (len(self._in_flight[0].counts) if self._in_flight else 0)
 
     def _flush(self) -> None:
         self._flush_timer = None
@@ -159,7 +161,7 @@ class GroupCommit:
         now = self._clock.now()
         batch = self.unwritten.take(MOST_IN_A_COMMIT)
         entries, touched = batch.entries(now)
-        self._again = bool(self.unwritten)
+        self._again = bool(self.unwritten.counts)
         if not entries and not self._dirty and not self._breaker.failures:
             return
         self.built += 1
@@ -191,7 +193,7 @@ class GroupCommit:
             return
         (batch, touched), self._in_flight = self._in_flight, None
         if durable:
-            self._succeeded(touched, len(batch))
+            self._succeeded(touched, len(batch.counts))
         else:
             self._failed(batch, touched)
         self._moved.set()
@@ -205,7 +207,7 @@ class GroupCommit:
                 self._dirty[count] = None
         if self._again:
             self._commit()
-        elif self.unwritten or self._dirty:
+        elif self.unwritten.counts or self._dirty:
             self.later()
         if was_open:
             log.info("the quota journal is written again", action="journal.recovered")
@@ -221,7 +223,9 @@ class GroupCommit:
         self.unwritten.put_back(batch)
         self._retry_timer = self._clock.call_later(pause_s, self._retry)
         if self._breaker.open and not was_open:
-            log.error("the quota journal fails", action="journal.failed", unwritten=len(self.unwritten))
+            log.error(
+                "the quota journal fails", action="journal.failed", unwritten=len(self.unwritten.counts)
+            )
             self._hindered()
 
     def _retry(self) -> None:

@@ -77,6 +77,7 @@ class MemoryLedger(QuotaLedger):
         self._holds: dict[str, Hold] = {}
         self._closed = Closed(options.remembered)
         self._most_unwritten = options.most_unwritten
+        self._flush_entries = options.flush_entries
         self._charges = 0  # open or unwritten
         self._hindrance = NOT_OPEN  # why nothing may be reserved; empty where it may
         self._opened = self._ended = False
@@ -122,7 +123,7 @@ class MemoryLedger(QuotaLedger):
         if (now := self._clock.now()) >= windows.next_end:
             windows.roll(now)
         live = windows.live
-        counts, amounts, standings = [], [], []
+        counts, amounts, passing, standings = [], [], [], []
         fits, asking = True, False
         for charge in charges:
             window, amount = charge.window, charge.amount
@@ -131,15 +132,19 @@ class MemoryLedger(QuotaLedger):
             if used > count.swift_to:
                 asking = True
                 fits = fits and used <= window.limit
-            counts.append(count)
-            amounts.append(amount)
+            if count.free:
+                passing.append((count, amount))
+            else:
+                counts.append(count)
+                amounts.append(amount)
             standings.append(Standing(window, used, count.resets_at))
         if not fits:
-            told(self._refuse(reservation, charges, counts))
+            self._take_back(counts, amounts, passing)
+            told(self._refuse(reservation, charges, standings))
             return
         self._charges += len(counts)
         verdict = Verdict(tuple(standings))
-        self._holds[reservation] = hold = Hold(counts, amounts, verdict)
+        self._holds[reservation] = hold = Hold(counts, amounts, passing, verdict)
         if asking and (short := self._ask(counts)):
             self._wait(Waiter(reservation, hold, short, self._commits.built, told))
         else:
@@ -151,28 +156,21 @@ class MemoryLedger(QuotaLedger):
         if hold is None:
             self._close_unopened(reservation)
             return
-        self._close_hold(reservation, hold)
+        self._closed.add(reservation)
+        if hold.waiter is not None:
+            hold.waiter.hold = None
+        for count, amount in hold.passing:
+            count.used -= amount
+        counts = hold.counts
+        if not counts:
+            return
+        amounts, overdrawn = self._correct(hold, actual) if actual else (hold.amounts, False)
         unwritten = self._unwritten
-        left, overdrawn = 0, False
-        for count, amount in zip(hold.counts, hold.amounts):  # noqa: B905 - one for each, and strict costs here
-            if count.free:
-                count.used -= amount
-                continue
-            real = actual.get(count.window.measure, amount) if actual else amount
-            if real != amount:
-                real = max(0, real)
-                count.used = used = count.used + real - amount
-                overdrawn = overdrawn or used > count.ceiling
-            if real:
-                unwritten.add(reservation, count, real)
-                left += 1
-            else:
-                self._give_back(count)
-        self._charges -= len(hold.counts) - left
-        if overdrawn or len(unwritten) >= self._options.flush_entries:
-            self._commits.soon()  # what is beyond the ceiling would be lost in a crash
-        elif left:
+        if not unwritten.counts:
             self._commits.later()
+        unwritten.add(reservation, counts, amounts)
+        if overdrawn or len(unwritten.counts) >= self._flush_entries:
+            self._commits.soon()  # what is beyond the ceiling would be lost in a crash
 
     def release(self, reservation: str) -> None:
         """Give everything back."""
@@ -181,9 +179,9 @@ class MemoryLedger(QuotaLedger):
             self._close_unopened(reservation)
             return
         self._return(hold)
-        for count in hold.counts:
-            self._give_back(count)
-        self._close_hold(reservation, hold)
+        self._closed.add(reservation)
+        if hold.waiter is not None:
+            hold.waiter.hold = None
 
     def peek(self, windows: Sequence[Window], told: Told) -> None:
         """Answered at once, from memory, also while the journal can't be written."""
@@ -229,19 +227,33 @@ class MemoryLedger(QuotaLedger):
         else:
             told(hold.verdict)
 
-    def _refuse(self, reservation: str, charges: Sequence[Charge], counts: Sequence[Count]) -> Verdict:
-        """Give back what was drawn for it, and say how its windows stand then."""
-        pairs = list(zip(charges, counts, strict=True))
-        for charge, count in pairs:
-            count.used -= charge.amount
-        verdict = Verdict(
-            tuple(Standing(charge.window, count.used, count.resets_at) for charge, count in pairs),
-            tuple(
-                charge.window for charge, count in pairs if count.used + charge.amount > charge.window.limit
-            ),
-        )
+    def _refuse(self, reservation: str, charges: Sequence[Charge], drawn: Sequence[Standing]) -> Verdict:
+        """What was drawn for it has been taken back: say how its windows stand."""
+        refused = tuple(one.window for one in drawn if one.used > one.window.limit)
+        standings = [
+            Standing(one.window, one.used - charge.amount, one.resets_at)
+            for one, charge in zip(drawn, charges, strict=True)
+        ]
+        verdict = Verdict(tuple(standings), refused)
         self._closed.add(reservation, verdict)
         return verdict
+
+    def _correct(self, hold: Hold, actual: dict[Measure, int]) -> tuple[list[int], bool]:
+        """Count what was really used; says it for each window, and whether one goes beyond its ceiling by it."""
+        reals = []
+        overdrawn = False
+        for count, amount in zip(hold.counts, hold.amounts):  # noqa: B905 - one for each, and strict costs here
+            real = actual.get(count.window.measure, amount)
+            if real != amount:
+                if real <= 0:
+                    real = 0
+                count.used = used = count.used + real - amount
+                if used > count.ceiling:
+                    overdrawn = True
+                elif not real:
+                    self._give_back(count)
+            reals.append(real)
+        return reals, overdrawn
 
     def _ask(self, counts: Sequence[Count]) -> list[Count]:
         """Have more granted where little is left; says which counts are beyond their ceiling already."""
@@ -288,22 +300,26 @@ class MemoryLedger(QuotaLedger):
 
     def _journal_written(self, charges: int) -> None:
         self._charges -= charges
+        self._windows.let_go()
         self._waiters.tell_covered()
 
     def _return(self, hold: Hold) -> None:
-        for count, amount in zip(hold.counts, hold.amounts, strict=True):
-            count.used -= amount
         self._charges -= len(hold.counts)
+        self._take_back(hold.counts, hold.amounts, hold.passing)
+
+    def _take_back(
+        self, counts: Sequence[Count], amounts: Sequence[int], passing: Sequence[tuple[Count, int]]
+    ) -> None:
+        for count, amount in passing:
+            count.used -= amount
+        for count, amount in zip(counts, amounts, strict=True):
+            count.used -= amount
+            self._give_back(count)
 
     def _give_back(self, count: Count) -> None:
-        if not count.free and count.has_too_much:
+        if count.has_too_much:
             self._commits.mark(count)
             self._commits.later()
-
-    def _close_hold(self, reservation: str, hold: Hold) -> None:
-        self._closed.add(reservation)
-        if hold.waiter is not None:
-            hold.waiter.hold = None
 
     def _close_unopened(self, reservation: str) -> None:
         """It is closed for whoever reserves it later: a `reserve` that was overtaken must not stay open for good."""

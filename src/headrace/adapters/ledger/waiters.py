@@ -17,10 +17,14 @@ log = structlog.get_logger(__name__)
 
 
 class Hold(msgspec.Struct, eq=False):
-    """An open reservation: of which windows it took how much, what it was or will be told, and by whom it waits to be told."""
+    """An open reservation: of which windows it took how much, what it was or will be told, and by whom it waits to be told.
+
+    passing: what it took of windows that no journal knows.
+    """
 
     counts: list[Count]
     amounts: list[int]
+    passing: list[tuple[Count, int]]
     verdict: Verdict
     waiter: Waiter | None = None
 
