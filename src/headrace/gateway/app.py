@@ -18,6 +18,7 @@ from headrace.gateway.routes_admin import admin_routes
 from headrace.gateway.routes_inference import InferenceRoute
 from headrace.gateway.routes_models import ModelRoutes
 from headrace.gateway.routes_operations import OperationRoutes
+from headrace.gateway.routes_predictions import prediction_routes
 from headrace.gateway.token_lane import TokenLane
 
 
@@ -40,6 +41,7 @@ def build_app(
     operations = OperationRoutes(registry, ready, lane.default_model)
     routes = [
         Route("/v1/models", models.listing, methods=["GET"]),
+        *prediction_routes(lane, models),
         Route("/v1/models/{model:path}", models.one, methods=["GET"]),
         Route("/health", operations.health, methods=["GET"]),
         Route("/v1/health", operations.health, methods=["GET"]),

@@ -43,6 +43,10 @@ class ModelRoutes:
         info = models[name]
         return _json(model_object(info.id, info.created, info.owned_by))
 
+    def knows(self, name: str) -> bool:
+        """Whether there is a model of this name, for whoever may use it."""
+        return bool(self._registry.holders(name)) or name in self._aliases()
+
     def _principal(self, request: Request) -> Principal:
         return self._keys.authenticate(read_key(request.scope["headers"]))
 
