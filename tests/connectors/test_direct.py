@@ -206,6 +206,24 @@ async def test_a_connection_rests_after_a_streamed_answer_because_some_peers_clo
     assert len(harness.peer.connections) == 2
 
 
+async def test_connections_that_rest_keep_no_request_out(peer: HttpPeer) -> None:
+    streamed = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"
+    harness = Harness(peer, Limits(connections=2))
+    for _ in range(2):
+        sink, connection = await harness.begin()
+        connection.send(streamed)
+        await sink.last()
+    assert harness.connector.idle_connections == 2
+    working = [await harness.begin() for _ in range(2)]
+    refused, _ = harness.start()
+    assert isinstance((await refused.last()).failure, Busy)
+    for sink, connection in working:
+        connection.send(EMPTY)
+        assert (await sink.last()).ended
+    assert harness.connector.open_connections == 2
+    await harness.connector.close()
+
+
 async def test_a_kept_connection_that_ends_without_a_word_is_lost_not_retried(harness: Harness) -> None:
     sink, connection = await harness.begin()
     connection.send(EMPTY)

@@ -151,6 +151,8 @@ class DirectConnector(Connector, Owner):
 
     def _open(self, exchange: DirectExchange, head: bytes) -> None:
         failure: Failure | None = None
+        if self._settling and len(self._live) + len(self._opening) >= self._limits.connections:
+            next(iter(self._settling)).retire()  # one that only rests keeps nobody out
         if self._closed:
             failure = NotSent("the connector is closed")
         elif len(self._live) + len(self._opening) >= self._limits.connections:
