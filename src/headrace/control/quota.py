@@ -18,9 +18,9 @@ from msgspec.structs import replace
 from headrace.control.recording import Recorder
 from headrace.domain.inference import Usage
 from headrace.domain.quota import Measure, Period, Window
+from headrace.kernel.budget import Budget
 from headrace.kernel.clock import Clock
 from headrace.kernel.errors import (
-    Budget,
     Forbidden,
     LimitExceeded,
     ModelHidden,

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from headrace.kernel import errors
-from headrace.kernel.errors import Budget, RequestError
+from headrace.kernel.budget import Budget
+from headrace.kernel.errors import RequestError
 from headrace.wire.openai import error_envelope
 
 _KINDS: list[tuple[type[RequestError], int, str]] = [

@@ -30,8 +30,10 @@ except `UpstreamRefused`, which carries the backend's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import msgspec
+if TYPE_CHECKING:  # commands know errors, and need not wait until that is loaded
+    from headrace.kernel.budget import Budget
 
 
 class HeadraceError(Exception):
@@ -144,15 +146,6 @@ class RequestTimeout(RequestError):
     """The client took too long to send its request."""
 
     code = "request_timeout"
-
-
-class Budget(msgspec.Struct, frozen=True, gc=False):
-    """How a limit stands: of what (`requests`, `tokens`, `concurrency`), how much, what is left, seconds until it is renewed."""
-
-    measure: str
-    limit: int
-    remaining: int
-    resets_in_s: float
 
 
 class LimitExceeded(RequestError):

@@ -15,7 +15,8 @@ import msgspec
 from headrace.domain.access import Principal
 from headrace.domain.inference import Operation, Priority, Timeouts, Usage
 from headrace.domain.quota import Window
-from headrace.kernel.errors import Budget, RequestError
+from headrace.kernel.budget import Budget
+from headrace.kernel.errors import RequestError
 from headrace.ports.connector import Failure
 
 
