@@ -110,6 +110,22 @@ async def test_of_three_hundred_at_once_fifty_get_through_a_limit_of_fifty(
 
 
 @pytest.mark.slow
+@pytest.mark.req("E39")
+async def test_looking_costs_nothing_of_what_asking_is_limited_to(tmp_path: Path) -> None:
+    async with FakeEngine(Script(tokens=2)) as engine:
+        async with Service(tmp_path, config(engine.url, "requests_per_day = 2\nconcurrency = 1")) as service:
+            async with client_of(service) as client:
+                for _ in range(10):
+                    assert [model.id async for model in await client.models.list()] == ["fake"]
+                    assert (await client.models.retrieve("fake")).id == "fake"
+                for _ in range(2):
+                    await client.chat.completions.create(model="fake", messages=ASK)
+                with pytest.raises(openai.RateLimitError):
+                    await client.chat.completions.create(model="fake", messages=ASK)
+                assert [model.id async for model in await client.models.list()] == ["fake"]
+
+
+@pytest.mark.slow
 @pytest.mark.req("C06", "C08", "C34")
 async def test_each_request_leaves_a_record_that_outlives_the_service(tmp_path: Path) -> None:
     async with FakeEngine(Script(tokens=3)) as engine:
