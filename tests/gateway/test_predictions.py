@@ -416,7 +416,6 @@ async def test_what_is_no_answer_is_a_failure(stage: Scene, type_: bytes, body: 
         assert words in answer.error["message"]
 
 
-@pytest.mark.req("A08")
 async def test_who_leaves_keeps_the_slot_for_as_long_as_the_backend_works() -> None:
     """TensorFlow Serving doesn't stop: another request in its place would be one too many."""
     async with scene(capacity=1, wait_s=20) as stage:

@@ -11,6 +11,7 @@ from headrace.control import refusals, retries
 from headrace.control.destinations import Demand, Destinations, NoRoutes, RouteFinder
 from headrace.control.filling import Filler
 from headrace.control.health import Health
+from headrace.control.lookout import Lookout
 from headrace.control.placement import Place, Placement
 from headrace.control.queueing import Call, WaitingRoom
 from headrace.control.recording import Recorder
@@ -60,6 +61,7 @@ class LocalControlPlane(Placing):
             registry, self._room, self.placement, self.destinations, self._grant, self._resume
         )
         self.health = Health(registry, clock, self._slots_changed, self.busy)
+        self.lookout = Lookout(clock, self._room, self.destinations, self.placement, self.health)
         registry.on_change(self._node_changed)
         (routes or NoRoutes()).on_change(self._routes_changed)
 
@@ -211,7 +213,7 @@ class LocalControlPlane(Placing):
             self._grant(call, demand, place)
         else:
             call.demand = demand.name
-            self.destinations.awaited(demand)
+            self.lookout.awaited(demand)
             self._room.come_back(call)
             self.totals.queued += 1
 
@@ -227,7 +229,7 @@ class LocalControlPlane(Placing):
         if not self._room.has_time(call):
             self._expired(call)
             return
-        self.destinations.awaited(demand)
+        self.lookout.awaited(demand)
         gone = self._room.enter(call)
         if gone is not call:
             self.totals.queued += 1
@@ -390,12 +392,8 @@ class LocalControlPlane(Placing):
             for ticket in self._queue.waiting_for(name):
                 call = ticket.call
                 demand = self.destinations.of(call.ask.model, call.ask.tags, call.ask.operation.api)
-                refusal = self._pointless(demand, call.ask)
-                if refusal is None and demand.name == name:
+                if demand.name == name and self._pointless(demand, call.ask) is None:
                     break  # all of that name ask for the same
                 self._room.leave(call)
-                if refusal is not None:
-                    self._refuse(call, refusal)
-                else:
-                    self._resume(call)
+                self._resume(call)  # which refuses it where that is the end of it
         self._filler.fill_awaited()

@@ -51,9 +51,11 @@ class Upstream(Section):
     kind: str = Field(
         default="openai",
         description="What it speaks: `openai` (vLLM, llama.cpp's server, TGI, SGLang, LM Studio, LocalAI, hosted services), "
-        "`ollama`, or a kind that another installed package brings.",
+        "`ollama`, `anthropic`, `tf-serving` (TensorFlow Serving), or a kind that another installed package brings.",
     )
-    models: tuple[str, ...] = Field(default=(), description="Models to use of it; empty: it is asked.")
+    models: tuple[str, ...] = Field(
+        default=(), description="Models to use of it; empty: it is asked, which `tf-serving` can't be."
+    )
     capacity: int | None = Field(
         default=None, ge=1, description="Requests it takes at once; unset: what it says itself, else 64."
     )
