@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bench import cancel, held, simulation_report, startup
+from bench.admission import shared
+from bench.admission.tables import LEAST_PER_S, bar_row
 from bench.columns import HALF_LOAD_P50, LIGHT_PER_REQUEST, PER_EVENT, PER_REQUEST
 from bench.figures import Spread, ratios
 from bench.measurement import Measurement
@@ -21,7 +23,7 @@ LEAST_BELOW_LITELLM = 100.0
 
 def checked(found: Measurement) -> str:
     """A table of the bars that this measurement can judge, by the medians; empty where it can judge none."""
-    judged = [*_ratios(found), *_fixed(found), *simulation_report.judged(found.simulated)]
+    judged = [*_ratios(found), *_fixed(found), *simulation_report.judged(found.simulated), *_inside(found)]
     return table(["bar", "found", ""], judged) if judged else ""
 
 
@@ -72,6 +74,16 @@ def _fixed(found: Measurement) -> Iterator[list[str]]:
 
 def _ours(measured: Sequence[Row], part: str, title: str) -> Spread | None:
     return next((row.spread(OURS) for row in measured if (row.part, row.title) == (part, title)), None)
+
+
+def _inside(found: Measurement) -> Iterator[list[str]]:
+    for row in found.admission.rows if found.admission else []:
+        if (title := bar_row(row)) is not None:
+            bar = f"admissions each second, {title}: at least {LEAST_PER_S:,.0f}"
+            yield [bar, f"{row.per_s:,.0f}", verdict(row.per_s, lowest=LEAST_PER_S)]
+    for one in found.redis:
+        bar = f"pairs of a reservation and its settlement in Redis each second, {one.mode}: at least {shared.BAR_PER_S:,.0f}"
+        yield [bar, spread(one.per_s, 0), verdict(one.per_s.median, lowest=shared.BAR_PER_S)]
 
 
 def _highest(bar: str, seen: Spread | None, limit: float) -> Iterator[list[str]]:

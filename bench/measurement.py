@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bench import held
+from bench.admission.measure import AdmissionFigures
+from bench.admission.shared import RedisFigures
 from bench.cancel import Cancels
 from bench.engine import EngineFigures
 from bench.held import Held
@@ -32,6 +34,8 @@ class Measurement:
     startup: Startup | None = None
     engine: EngineFigures | None = None
     simulated: list[Simulated] = field(default_factory=list)
+    admission: AdmissionFigures | None = None
+    redis: list[RedisFigures] = field(default_factory=list)
     absences: list[str] = field(default_factory=list)
 
     @property
@@ -46,4 +50,5 @@ class Measurement:
 
     def is_empty(self) -> bool:
         """Whether nothing at all was measured."""
-        return not (self.turns or self.cancels or self.held or self.startup or self.engine or self.simulated)
+        alone = self.startup or self.engine or self.simulated or self.admission or self.redis
+        return not (self.turns or self.cancels or self.held or alone)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import cancel, engine, held, scenarios, simulation_report, startup
+from bench.admission import measure as admission
+from bench.admission import shared
 from bench.machine import Weather
 from bench.measurement import Measurement
 from bench.procs import raise_descriptor_limit
@@ -38,6 +40,21 @@ class Plan:
     seconds: float
     holding: held.Plan
     model: Path | None = None
+    keys: int = admission.MANY
+
+    @property
+    def needs_a_site(self) -> bool:
+        """Whether any part needs programs, an upstream or a stack."""
+        return any(part not in INSIDE for part in self.parts)
+
+
+def measure_inside(folder: Path, plan: Plan, found: Measurement, keep: Callable[[], None]) -> None:
+    """The parts of the plan that run in this process, without any stack."""
+    for part, work in INSIDE.items():
+        if part in plan.parts:
+            with _or_left_out(found, part):
+                work(folder, plan, found)
+            keep()
 
 
 def measure(site: Site, plan: Plan, found: Measurement, keep: Callable[[], None]) -> None:
@@ -169,6 +186,14 @@ def _simulate(_site: Site, _plan: Plan, found: Measurement) -> None:
     found.simulated = simulation_report.simulate()
 
 
+def _admission(folder: Path, plan: Plan, found: Measurement) -> None:
+    found.admission = admission.measure(folder, plan.keys, tell)
+
+
+def _redis(folder: Path, plan: Plan, found: Measurement) -> None:
+    found.redis = shared.measure(folder, plan.rounds)
+
+
 TOGETHER: dict[str, Callable[[Site, Sequence[Stack], Plan, Measurement], None]] = {
     "gateway": _gateway,
     "grid": _grid,
@@ -182,7 +207,8 @@ ALONE: dict[str, Callable[[Site, Plan, Measurement], None]] = {
     "engine": _run_engine,
     "simulation": _simulate,
 }
-PARTS = (*TOGETHER, *ALONE)
+INSIDE: dict[str, Callable[[Path, Plan, Measurement], None]] = {"admission": _admission, "redis": _redis}
+PARTS = (*TOGETHER, *ALONE, *INSIDE)
 
 
 @contextmanager

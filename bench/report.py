@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from bench import bars, cancel, held
+from bench.admission.tables import admission_tables, redis_tables
 from bench.cancel import Cancels
 from bench.columns import FIGURES
 from bench.engine import EngineFigures
@@ -47,6 +48,10 @@ def as_text(found: Measurement, *, every_round: bool = False) -> str:
         parts += ["## On the real engine", _engine(found.engine)]
     if found.simulated:
         parts += ["## Strategies, simulated", *simulation_tables(found.simulated)]
+    if found.admission:
+        parts += ["## Admission", *admission_tables(found.admission)]
+    if found.redis:
+        parts += ["## Quota in Redis", *redis_tables(found.redis)]
     if every_round:
         parts += _every_round(found)
     if found.absences:

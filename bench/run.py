@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import signal
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from bench import held, parts, peers, report
+from bench.admission import measure as admission
 from bench.measurement import Measurement
 from bench.programs import Programs
 from bench.site import Site
@@ -16,6 +18,7 @@ from bench.stacks import STACKS, USUAL
 
 STREAMS = 9000
 QUICK_STREAMS = 1000
+QUICK_KEYS = 1000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,21 +31,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.json:
             options.json.write_text(report.as_json(found))
 
-    absent = peers.install(options.stacks)
-    for line in absent.values():
-        parts.leave_out(found, line)
-    programs = Programs.build()
-    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name, programs.serving() as upstream:
-        parts.measure(Site(programs, upstream, Path(name)), _plan(options, absent), found, keep)
+    plan = _plan(options)
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name:
+        if plan.needs_a_site:
+            _measure_stacks(Path(name), plan, found, keep)
+        parts.measure_inside(Path(name), plan, found, keep)
     print(report.as_text(found, every_round=options.rounds_table))
     keep()
     return 1 if found.is_empty() else 0
 
 
-def _plan(options: argparse.Namespace, absent: Collection[str]) -> parts.Plan:
-    stacks = {name: STACKS[name] for name in options.stacks if name not in absent}
+def _measure_stacks(folder: Path, plan: parts.Plan, found: Measurement, keep: Callable[[], None]) -> None:
+    absent = peers.install(list(plan.stacks))
+    for line in absent.values():
+        parts.leave_out(found, line)
+    stacks = {name: start for name, start in plan.stacks.items() if name not in absent}
+    programs = Programs.build()
+    with programs.serving() as upstream:
+        parts.measure(Site(programs, upstream, folder), dataclasses.replace(plan, stacks=stacks), found, keep)
+
+
+def _plan(options: argparse.Namespace) -> parts.Plan:
+    stacks = {name: STACKS[name] for name in options.stacks}
     holding = held.Plan.quick(options.streams) if options.quick else held.Plan(options.streams)
-    return parts.Plan(options.parts, stacks, options.rounds, options.seconds, holding, options.model)
+    keys = QUICK_KEYS if options.quick else admission.MANY
+    return parts.Plan(options.parts, stacks, options.rounds, options.seconds, holding, options.model, keys)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -54,6 +67,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.streams = QUICK_STREAMS if options.quick else STREAMS
     if options.rounds < 1 or options.seconds <= 0 or options.streams < 1:
         parser.error("--rounds, --seconds and --streams must be above 0")
+    options.parts = options.chosen or options.parts
     options.stacks = ["direct", *(name for name in options.stacks if name != "direct")]
     return options
 
@@ -65,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, default=3.0, help="length of a turn")
     add("--stacks", type=_names(STACKS), default=list(USUAL), help="comma-separated; direct always runs")
     known = ", ".join(parts.PARTS)
+    add("chosen", nargs="*", type=_name(parts.PARTS), metavar="PART", help="the same as --parts")
     add("--parts", type=_names(parts.PARTS), default=list(parts.PARTS), help=f"comma-separated, of {known}")
     add("--quick", action="store_true", help="one round of one second: does it run, not how fast")
     add(
@@ -93,5 +108,13 @@ def _names(known: Collection[str]) -> Callable[[str], list[str]]:
         if wrong := [name for name in names if name not in known]:
             raise argparse.ArgumentTypeError(f"unknown: {', '.join(wrong)}; there are {', '.join(known)}")
         return names
+
+    return parse
+
+
+def _name(known: Collection[str]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        (name,) = _names(known)(text)
+        return name
 
     return parse
