@@ -131,6 +131,7 @@ def test_the_numbers_in_the_document_are_the_defaults() -> None:
         (r"where that is (\d+) at least", POLICY.least),
         (r"\*\*The pause\*\* is (\d+) second at first", POLICY.first_pause_s),
         (r"trial fails, (\d+) seconds at most", POLICY.longest_pause_s),
+        (r"it is tried (\d+) seconds after it was left alone", POLICY.awaited_pause_s),
         (r"to all slots after (\d+) seconds", POLICY.ramp_s),
     ):
         found = re.search(said, text)
@@ -273,6 +274,33 @@ class TestPauses:
         it.wait(POLICY.ramp_s + calm_s)
         it.fail(5)
         assert it.due_in() == next_pause_s
+
+    def test_one_that_is_waited_for_is_tried_sooner(self) -> None:
+        it = stage("half-open")
+        it.fail()
+        for _ in range(4):
+            it.wait(it.due_in())
+            it.fail()
+        assert it.due_in() == 32
+        it.wait(1)
+        it.breaker.awaited(it.now)
+        assert it.due_in() == 2
+        assert it.wait(2) == 1
+        it.fail()
+        assert it.due_in() == 60
+
+    def test_a_short_pause_is_no_longer_when_somebody_waits(self) -> None:
+        it = stage("open")
+        due_in = it.due_in()
+        it.breaker.awaited(it.now)
+        assert it.due_in() == due_in <= POLICY.first_pause_s
+
+    def test_waiting_changes_nothing_where_it_is_used(self) -> None:
+        for name in ("closed", "half-open", "recovering"):
+            it = stage(name)
+            before = it.breaker.allowed(it.now, 8)
+            it.breaker.awaited(it.now)
+            assert (it.state, it.breaker.allowed(it.now, 8)) == (BreakerState(name), before)
 
     def test_an_answered_check_does_not_end_the_first_second(self) -> None:
         it = stage("half-open", GONE)

@@ -130,6 +130,16 @@ class BreakerMachine(RuleBasedStateMachine):
             assert self.allowed <= allowed
 
     @rule()
+    def wait_for_it(self) -> None:
+        before = self.breaker.state
+        self.breaker.awaited(self.now)
+        self.event()
+        if before is not BreakerState.OPEN:
+            assert self.breaker.state is before
+        elif self.now >= self.opened_at + POLICY.awaited_pause_s:
+            assert self.allowed >= 1
+
+    @rule()
     def come_back(self) -> None:
         allowed = self.allowed
         self.breaker.returned(self.now)

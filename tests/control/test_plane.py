@@ -187,6 +187,7 @@ def test_one_who_withdraws_hears_nothing_and_takes_nothing() -> None:
     assert (second.grant, second.refusal) == (None, None)
     assert third.target == "a"
     house.finish(third)
+    house.clock.advance(2)  # the lookout sees that nobody waits
     assert house.clock.pending == 0
 
 

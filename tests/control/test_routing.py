@@ -345,3 +345,66 @@ def test_a_session_stays_with_its_backend() -> None:
         asker.finish()
     assert all(len(home) == 1 for home in homes.values())
     assert len({frozenset(home) for home in homes.values()}) > 1
+
+
+def test_a_backend_that_is_waited_for_is_tried_soon_however_often_it_failed() -> None:
+    house = House(node("a", capacity=50))
+    for _ in range(8):  # each trial fails, and the pause doubles
+        while house.plane.health.slots["a"]:
+            house.ask().fail(Lost("it answered 500"))
+        house.clock.advance(60)
+    while house.plane.health.slots["a"]:
+        house.ask().fail(Lost("it answered 500"))
+    house.clock.advance(5)
+    assert not house.plane.health.slots["a"], "nobody waits: it is left alone"
+    waits = house.ask()
+    house.clock.advance(0.2)
+    assert waits.at == [("a", "m")]
+
+
+def test_one_that_is_left_alone_while_somebody_waits_is_tried_within_seconds() -> None:
+    house = House(node("a", capacity=4))
+    for _ in range(6):
+        while house.plane.health.slots["a"]:
+            house.ask().fail(Lost("it answered 500"))
+        house.clock.advance(60)
+    running, waits = house.ask(), house.ask()
+    running.fail(Lost("it answered 500"))
+    house.clock.advance(4.1)
+    assert waits.at == [("a", "m")]
+
+
+def test_backends_that_are_waited_for_and_not_ready_are_asked_how_they_are() -> None:
+    house = House(node("a"), node("b"), node("c"), node("d", "other"))
+    asked: list[str] = []
+    house.plane.lookout.on_awaited = asked.append
+    house.down("b", "d")
+    house.registry.update("c", NodeState.LOADING)
+    house.ask()
+    house.clock.advance(10)
+    assert not asked, "nobody waits"
+    waits = house.ask()
+    house.clock.advance(0.2)
+    assert sorted(asked) == ["b", "c"]
+    house.clock.advance(3)
+    assert sorted(asked) == ["b"] * 4 + ["c"] * 4, "each second, not with each request"
+    waits.waiting.withdraw()
+    house.clock.advance(10)
+    assert sorted(asked) == ["b"] * 4 + ["c"] * 4
+    assert not house.clock.pending
+
+
+def test_a_backend_that_said_it_is_loading_is_asked_how_it_is_and_its_word_ends_the_waiting() -> None:
+    house = House(node("a", capacity=4, loaded=frozenset({"m"})))
+    asked: list[str] = []
+    house.plane.lookout.on_awaited = asked.append
+    waits = house.ask()
+    waits.fail(Loading("loading", 50.0))
+    other = house.ask()
+    house.clock.advance(1.2)
+    assert asked == ["a", "a"]
+    house.registry.upsert(node("a", capacity=4, loaded=frozenset()))
+    assert not other.grants
+    house.registry.upsert(node("a", capacity=4, loaded=frozenset({"m"})))
+    assert len(waits.at) == 2, "as soon as it says so, not after the 50 s"
+    assert other.at == [("a", "m")]

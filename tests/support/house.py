@@ -122,7 +122,7 @@ async def gateway(
     status_of = recorder.status_of if recorder else lambda _error: 0
     inference = Inference(metered or control, connectors, status_of)
     discovery = Discovery(registry, pace=Pace(interval_s=0.5))
-    control.on_unreachable = discovery.unreachable
+    control.on_unreachable, control.lookout.on_awaited = discovery.unreachable, discovery.look_soon
     await discovery.start(
         [
             Watched(

@@ -38,8 +38,8 @@ class BreakerPolicy:
 
     in_a_row: weight of the failures without a success between them. share, of at least `least` outcomes: weight of the failures in
     all that ended in the last `window_s` seconds. first_pause_s: how long it is left alone at first; twice as long each time
-    that it fails again, up to longest_pause_s; from the start again once it has worked for calm_s. ramp_s: how long it takes
-    at most from its first success to all of its slots.
+    that it fails again, up to longest_pause_s, or only awaited_pause_s while somebody waits for it; from the start again once it
+    has worked for calm_s. ramp_s: how long it takes at most from its first success to all of its slots.
     """
 
     in_a_row: float = 5.0
@@ -48,6 +48,7 @@ class BreakerPolicy:
     window_s: float = 30.0
     first_pause_s: float = 1.0
     longest_pause_s: float = 60.0
+    awaited_pause_s: float = 3.0
     calm_s: float = 60.0
     ramp_s: float = 10.0
 
@@ -80,6 +81,7 @@ class Breaker:
     """
 
     __slots__ = (
+        "_awaited_until",
         "_calm_since",
         "_draw",
         "_gained",
@@ -108,7 +110,7 @@ class Breaker:
         self._weight = 0.0
         self._unreached = False
         self._trial_at = known_at
-        self._opened_at = self._until = -math.inf
+        self._opened_at = self._until = self._awaited_until = -math.inf
         self._repeats = 0
         self._recovers_since = self._recovered_at = self._calm_since = -math.inf
         self._gained = 0
@@ -158,6 +160,12 @@ class Breaker:
         """It is there again after it was known to be away: whatever was wrong, the trial needn't wait."""
         self._advance(now)
         self._hasten(now)
+
+    def awaited(self, now: float) -> None:
+        """Somebody waits for a slot of it, and nobody else has one: the pause spares nobody a failure any more, it only adds one."""
+        if self.state is BreakerState.OPEN:
+            self._until = min(self._until, self._awaited_until)
+            self._advance(now)
 
     def allowed(self, now: float, capacity: int) -> int:
         """How many requests a backend with so many slots may run at once now."""
@@ -215,12 +223,13 @@ class Breaker:
 
     def _open(self, now: float) -> None:
         pause_s = self._policy.first_pause_s * 2.0 ** min(self._repeats, _MOST_DOUBLINGS)
-        pause_s = min(self._policy.longest_pause_s, pause_s) * (1.0 - _JITTER * self._draw())
+        left = 1.0 - _JITTER * self._draw()
         self.state = BreakerState.OPEN
         self.openings += 1
         self._repeats += 1
         self._opened_at = now
-        self._until = now + pause_s
+        self._until = now + min(self._policy.longest_pause_s, pause_s) * left
+        self._awaited_until = now + min(self._policy.awaited_pause_s, pause_s) * left
         self._trial_at = math.inf
         self._weight = 0.0
         self._tally.clear()

@@ -159,6 +159,12 @@ class FairQueue(Generic[W]):
             waiter for line in self._by_class.values() for waiter in line.values() if waiter.model == model
         ]
 
+    def one_of_each(self) -> list[W]:
+        """For each model that somebody waits for, one who does; looks at everybody."""
+        return list(
+            {waiter.model: waiter for line in self._by_class.values() for waiter in line.values()}.values()
+        )
+
     def _note(self, waiter: W) -> int:
         self._numbered += 1
         waiter.number = self._numbered

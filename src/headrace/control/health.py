@@ -161,6 +161,13 @@ class Health:
         watch.breaker.probed(ok, self._clock.monotonic())
         self._update(watch)
 
+    def awaited(self, node_id: str) -> None:
+        """Somebody waits for a slot of it: it is tried sooner, where it is left alone."""
+        watch = self._watched.get(node_id)
+        if watch is not None and watch.breaker.state is BreakerState.OPEN:
+            watch.breaker.awaited(self._clock.monotonic())
+            self._update(watch)
+
     def view(self, node_id: str) -> HealthView | None:
         """How the node is; None when it isn't there."""
         watch = self._watched.get(node_id)

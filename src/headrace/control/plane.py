@@ -315,7 +315,7 @@ class LocalControlPlane(Placing):
             self.placement.warmth.loading(node_id, model)
         else:
             self._filler.resting[node_id] = max(until, self._filler.resting.get(node_id, until))
-        call.busy_until = {**(call.busy_until or {}), node_id: until}
+            call.busy_until = {**(call.busy_until or {}), node_id: until}
         self._clock.call_later(pause_s, lambda: self._pause_over(call, node_id, model))
 
     def _pause_over(self, call: Call, node_id: str, model: str) -> None:

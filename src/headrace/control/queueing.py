@@ -147,6 +147,10 @@ class WaitingRoom:
         since = self.queue.oldest_since()
         return 0.0 if since is None else max(0.0, self._clock.monotonic() - since)
 
+    def asks(self) -> list[Ask]:
+        """For each demand that somebody waits for, what one of them asks."""
+        return [ticket.call.ask for ticket in self.queue.one_of_each()]
+
     def waiting(self) -> dict[Priority, int]:
         """How many wait, by class."""
         return {priority: self.queue.waiting(priority) for priority in Priority}

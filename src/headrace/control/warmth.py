@@ -73,13 +73,14 @@ class Warmth:
     def reported(self, node_id: str, node: Node | None) -> None:
         """A backend has changed, or is gone (None): what it says counts."""
         self._warm.pop(node_id, None)
-        if node is None or node.loaded is not None:
-            cold = self._cold.pop(node_id, set())
-            for model in cold if node is None else cold & (node.loaded or frozenset()):
-                self._release(node_id, model)
         if node is None:
+            self._cold.pop(node_id, None)
             for model in [model for model, nodes in self._held.items() if node_id in nodes]:
                 self._release(node_id, model)
+        elif node.loaded is not None:
+            self._cold.pop(node_id, None)
+            for model in node.loaded:
+                self.look_again(node_id, model)
 
     def _hold(self, node_id: str, model: str, request_id: str) -> None:
         self._held.setdefault(model, {})[node_id] = request_id
