@@ -52,7 +52,7 @@ clean: ## remove the virtual environment, caches and builds
 
 .PHONY: tools
 tools: # what the tests need of the system
-	@scripts/require-apt gcc curl valgrind postgresql redis-server
+	@scripts/require-apt gcc curl valgrind postgresql redis-server nginx
 
 $(STAMP): pyproject.toml constraints.txt scripts/install
 	@scripts/install $(VENV)

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
+import sqlite3
 import stat
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from headrace.cli.checks import Doctor, Finding, Level, run_quietly
+from headrace.adapters.storage.backend import choose
+from headrace.adapters.storage.schema_version import VERSION_TABLE, Migrations
+from headrace.cli import checks_keeping, checks_machine
+from headrace.cli.checks import Doctor, run_quietly
+from headrace.cli.checks_finding import Finding, Level
+from headrace.cli.checks_gateway import listens_on
 from headrace.control.access import FIRST_KEY_FILE
+from headrace.settings import Settings
 from headrace.testing import Script
 from support.command_line import Engine, Result
+from support.servers.redis import redis_server
 
 NOW = 1_800_000_000.0
 Command = Callable[..., Result]
@@ -65,8 +77,10 @@ def test_a_machine_that_is_ready(tmp_path: Path, port: int) -> None:
         "settings": "ok",
         "data folder": "ok",
         "disk space": found.level("disk space"),
+        "open files": found.level("open files"),
+        "database": "ok",
         "llama.cpp": "ok",
-        "model smollm2": "warn",
+        "model smollm2": "warning",
         "ollama": "ok",
         "port": "ok",
     }
@@ -76,23 +90,23 @@ def test_a_machine_that_is_ready(tmp_path: Path, port: int) -> None:
 
 def test_neither_llama_cpp_nor_the_demo_model_to_be_had(tmp_path: Path, port: int) -> None:
     found = examine(tmp_path, port, succeeds=False)
-    assert (found.level("llama.cpp"), found.level("model smollm2")) == ("fail", "fail")
+    assert (found.level("llama.cpp"), found.level("model smollm2")) == ("failed", "failed")
 
 
 def test_wrong_settings_end_the_examination(tmp_path: Path, port: int) -> None:
     found = examine(tmp_path, port, text="[server]\nprot = 1\n")
-    assert found.level("settings") == "fail"
+    assert found.level("settings") == "failed"
     assert "did you mean 'port'" in found.by_name["settings"].detail
     assert set(found.by_name) == {"clock", "settings"}
 
 
 def test_variables_without_effect_are_told(tmp_path: Path, port: int) -> None:
-    assert (examine(tmp_path, port, RELAY_ENABLED="true")).level("environment") == "warn"
+    assert (examine(tmp_path, port, RELAY_ENABLED="true")).level("environment") == "warning"
 
 
 @pytest.mark.parametrize("now", [0.0, 1_000_000_000.0, 9e9])
 def test_a_clock_that_is_years_off(tmp_path: Path, port: int, now: float) -> None:
-    assert (examine(tmp_path, port, now=now)).level("clock") == "fail"
+    assert (examine(tmp_path, port, now=now)).level("clock") == "failed"
 
 
 def test_a_data_folder_that_others_can_look_into(tmp_path: Path, port: int) -> None:
@@ -102,29 +116,34 @@ def test_a_data_folder_that_others_can_look_into(tmp_path: Path, port: int) -> N
     (home / FIRST_KEY_FILE).write_text("k")
     (home / FIRST_KEY_FILE).chmod(0o644)
     found = examine(tmp_path, port)
-    assert found.level("data folder") == "warn"
+    assert found.level("data folder") == "warning"
     assert FIRST_KEY_FILE in found.by_name["data folder"].advice
     assert stat.S_IMODE((home / FIRST_KEY_FILE).stat().st_mode) == 0o644
     (home / FIRST_KEY_FILE).chmod(0o600)
     home.chmod(0o755)
-    assert (examine(tmp_path, port)).level("data folder") == "warn"
+    assert (examine(tmp_path, port)).level("data folder") == "warning"
 
 
 def test_a_data_folder_that_is_a_file(tmp_path: Path, port: int) -> None:
     (tmp_path / "home").write_text("")
-    assert (examine(tmp_path, port)).level("data folder") == "fail"
+    assert (examine(tmp_path, port)).level("data folder") == "failed"
 
 
 def test_a_port_that_something_else_has(tmp_path: Path, serve: Serve) -> None:
     engine = serve(Script())
     found = examine(tmp_path, engine.fake.port)
-    assert found.level("port") == "fail"
+    assert found.level("port") == "failed"
     assert found.level("gateway") is None
 
 
 @pytest.mark.parametrize(
     ("model", "level"),
-    [("hf:o/r/f.gguf", "warn"), ("nowhere.gguf", "fail"), ("ollama:nothing", "fail"), ("here.gguf", "ok")],
+    [
+        ("hf:o/r/f.gguf", "warning"),
+        ("nowhere.gguf", "failed"),
+        ("ollama:nothing", "failed"),
+        ("here.gguf", "ok"),
+    ],
 )
 def test_models_of_engines(tmp_path: Path, port: int, model: str, level: str) -> None:
     (tmp_path / "here.gguf").write_bytes(b"GGUF")
@@ -133,27 +152,87 @@ def test_models_of_engines(tmp_path: Path, port: int, model: str, level: str) ->
     assert found.level("model e") == level
 
 
-@pytest.mark.parametrize(("kind", "level"), [("openai", "ok"), ("ollama", "warn")])
-def test_an_upstream_that_answers(tmp_path: Path, port: int, serve: Serve, kind: str, level: str) -> None:
-    text = f'[[upstreams]]\nname = "u"\nurl = "{serve(Script()).url}"\nkind = "{kind}"\n'
+@pytest.mark.parametrize(
+    ("hard", "level"),
+    [(20_128, "ok"), (20_127, "warning"), (1024, "warning"), (resource.RLIM_INFINITY, "ok")],
+)
+def test_open_files(hard: int, level: str) -> None:
+    found = checks_machine.open_files(10_000, hard)
+    assert found.level == level
+    assert ("LimitNOFILE=20128" in found.advice) == (level == "warning")
+
+
+def test_clocks_that_differ() -> None:
+    assert list(checks_machine.clocks({})) == []
+    (agreed,) = checks_machine.clocks({"a": 4.9, "b": -4.9})
+    assert agreed.level is Level.OK
+    (one,) = checks_machine.clocks({"a": 0.1, "b": -3600.0})
+    assert (one.level, "b -3600 s" in one.detail, "those clocks" in one.advice) == (Level.WARNING, True, True)
+    (ours,) = checks_machine.clocks({"a": 60.0, "b": 60.2})
+    assert "Set this machine's clock" in ours.advice
+
+
+def test_a_database_of_a_newer_program(tmp_path: Path, port: int) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    path = home / "headrace.db"
+    backend = choose("sqlite", home)
+    backend.hold()
+    Migrations(backend).upgrade()
+    backend.let_go()
+    assert examine(tmp_path, port).level("database") == "ok"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
+        connection.commit()
+    newer = examine(tmp_path, port).by_name["database"]
+    assert (newer.level, "a newer Headrace" in newer.detail) == (Level.FAILED, True)
+    path.write_bytes(b"no database, but more than a few bytes of something else" * 100)
+    assert examine(tmp_path, port).level("database") == "failed"
+
+
+def test_a_database_and_a_redis_that_are_not_there(tmp_path: Path, port: int) -> None:
+    text = f'[storage]\nurl = "postgresql://u:secret@127.0.0.1:{port}/d"\n'
+    text += f'[quota]\nurl = "redis://:secret@127.0.0.1:{port}/0"\n'
     found = examine(tmp_path, port, text=text)
-    assert found.level("upstream u") == level
-    assert found.level("llama.cpp") is None
+    assert (found.level("database"), found.level("quota")) == ("failed", "failed")
+    assert not any("secret" in finding.detail + finding.advice for finding in found.by_name.values())
 
 
-def test_an_upstream_that_does_not(tmp_path: Path, port: int) -> None:
-    text = f'[[upstreams]]\nname = "u"\nurl = "http://127.0.0.1:{port}"\n'
-    found = examine(tmp_path, port, text=text)
-    assert found.level("upstream u") == "fail"
-    assert "can't be reached" in found.by_name["upstream u"].detail
+def test_a_redis_that_is_there_and_one_that_wants_a_password(tmp_path: Path, port: int) -> None:
+    with redis_server(tmp_path / "redis") as server:
+        text = f'[quota]\nurl = "{server.url}"\n'
+        found = examine(tmp_path, port, text=text)
+        assert (found.level("quota"), found.level("clocks")) == ("ok", "ok")
+        server.command("CONFIG", "SET", "requirepass", "other")
+        found = examine(tmp_path, port, text=text)
+    assert (found.level("quota"), "password" in found.by_name["quota"].detail) == ("failed", True)
 
 
-@pytest.mark.parametrize("line", ['api_key_file = "nowhere"', 'ca_file = "nowhere"'])
-def test_an_upstream_whose_files_are_missing(tmp_path: Path, port: int, line: str) -> None:
-    text = f'[[upstreams]]\nname = "u"\nurl = "https://127.0.0.1:{port}"\n{line}\n'
-    found = examine(tmp_path, port, text=text)
-    assert found.level("upstream u") == "fail"
-    assert "nowhere" in found.by_name["upstream u"].detail
+def test_extras_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings.model_validate(
+        {
+            "home": "/nowhere",
+            "cache": "/nowhere",
+            "storage": {"url": "postgresql://h/d"},
+            "quota": {"url": "redis://h"},
+        }
+    )
+    assert list(checks_keeping.extras(settings)) == []
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    found = list(checks_keeping.extras(settings))
+    assert [finding.check for finding in found] == ["extra postgresql", "extra redis"]
+    assert "'headrace[redis]'" in found[1].advice
+
+
+def test_who_listens_on_a_port(port: int) -> None:
+    assert listens_on(port) is None
+    with socket.socket() as mine:
+        mine.bind(("127.0.0.1", 0))
+        mine.listen()
+        who = listens_on(mine.getsockname()[1])
+    assert who is not None
+    assert f"pid {os.getpid()}" in who
 
 
 def test_commands_that_work_and_that_do_not() -> None:
@@ -166,7 +245,7 @@ def test_the_command_ends_with_1_when_something_fails(headrace: Command, tmp_pat
     (tmp_path / "headrace.toml").write_text("[server]\nprot = 1\n")
     people, scripts = headrace("doctor"), headrace("doctor", "--json")
     assert (people.status, scripts.status) == (1, 1)
-    assert "FAIL  settings" in people.out
+    assert "failed   settings" in people.out
     assert {"check", "level", "detail", "advice"} == set(scripts.json()[0])
 
 
@@ -179,4 +258,4 @@ def test_the_command_ends_with_0_when_nothing_does(
     )
     result = headrace("doctor")
     assert result.status == 0
-    assert "OK    upstream u" in result.out
+    assert "ok       upstream u" in result.out

@@ -13,6 +13,7 @@ from headrace.gateway.administration import Administration, Door
 from headrace.gateway.routes_admin_keys import KeyRoutes
 from headrace.gateway.routes_admin_nodes import NodeRoutes
 from headrace.gateway.routes_admin_routes import RouteRoutes
+from headrace.gateway.routes_admin_stream_test import StreamTestRoute
 from headrace.gateway.routes_admin_usage import UsageRoutes
 from headrace.gateway.routes_admin_users import UserRoutes
 
@@ -31,6 +32,7 @@ def admin_routes(keys: KeyRing, administration: Administration, registry: Regist
         door.route("/admin/keys/{key_id}", GET=managed.one, PATCH=managed.change, DELETE=managed.revoke),
         door.route("/admin/usage", GET=usage.sums),
         door.route("/admin/recent", GET=usage.recent),
+        door.route("/admin/stream-test", GET=StreamTestRoute().stream),
     ]
     if administration.routes is not None:
         routes += _model_routes(door, administration.routes, administration.explain, registry)
