@@ -37,23 +37,25 @@ def client_of(service: Service, key: str = "sk-one", retries: int = 0) -> openai
 @pytest.mark.req("E07", "C09")
 @pytest.mark.compliance("O41", "O42", "O51")
 async def test_a_quota_that_is_spent_is_not_tried_again(tmp_path: Path) -> None:
-    async with FakeEngine(Script(tokens=2)) as engine:
-        async with Service(tmp_path, config(engine.url, "requests_per_month = 2")) as service:
-            async with client_of(service, retries=2) as client:
-                for remaining in (1, 0):
-                    raw = await client.chat.completions.with_raw_response.create(model="fake", messages=ASK)
-                    assert raw.headers["x-ratelimit-limit-requests"] == "2"
-                    assert raw.headers["x-ratelimit-remaining-requests"] == str(remaining)
-                    assert DURATION.fullmatch(raw.headers["x-ratelimit-reset-requests"])
-                with pytest.raises(openai.RateLimitError) as refused:
-                    await client.chat.completions.create(model="fake", messages=ASK)
-            assert refused.value.code == "insufficient_quota"
-            assert refused.value.response.headers["x-should-retry"] == "false"
-            assert "2 requests per month" in refused.value.message
-            assert engine.stats.started == 2, "what is refused reaches no backend, and isn't tried again"
-            async with client_of(service, "sk-two") as other:
-                answer = await other.chat.completions.create(model="fake", messages=ASK)
-                assert answer.choices[0].finish_reason == "stop"
+    async with (
+        FakeEngine(Script(tokens=2)) as engine,
+        Service(tmp_path, config(engine.url, "requests_per_month = 2")) as service,
+    ):
+        async with client_of(service, retries=2) as client:
+            for remaining in (1, 0):
+                raw = await client.chat.completions.with_raw_response.create(model="fake", messages=ASK)
+                assert raw.headers["x-ratelimit-limit-requests"] == "2"
+                assert raw.headers["x-ratelimit-remaining-requests"] == str(remaining)
+                assert DURATION.fullmatch(raw.headers["x-ratelimit-reset-requests"])
+            with pytest.raises(openai.RateLimitError) as refused:
+                await client.chat.completions.create(model="fake", messages=ASK)
+        assert refused.value.code == "insufficient_quota"
+        assert refused.value.response.headers["x-should-retry"] == "false"
+        assert "2 requests per month" in refused.value.message
+        assert engine.stats.started == 2, "what is refused reaches no backend, and isn't tried again"
+        async with client_of(service, "sk-two") as other:
+            answer = await other.chat.completions.create(model="fake", messages=ASK)
+            assert answer.choices[0].finish_reason == "stop"
 
 
 @pytest.mark.slow
@@ -63,20 +65,22 @@ async def test_tokens_are_counted_in_streams_too_and_the_default_limit_is_told_t
     tmp_path: Path,
 ) -> None:
     limits = "tokens_per_day = 100\ndefault_max_tokens = 60"
-    async with FakeEngine(Script(tokens=40)) as engine:
-        async with Service(tmp_path, config(engine.url, limits)) as service:
-            async with client_of(service) as client:
-                raw = await client.chat.completions.with_raw_response.create(
-                    model="fake", messages=ASK, stream=True
-                )
-                assert int(raw.headers["x-ratelimit-remaining-tokens"]) < 100 - 60
-                async for _ in raw.parse():
-                    pass
-                assert json.loads(engine.stats.received[-1].body)["max_tokens"] == 60
-                with pytest.raises(openai.RateLimitError) as refused:
-                    await client.chat.completions.create(model="fake", messages=ASK, max_tokens=90)
-            assert refused.value.code == "insufficient_quota"
-            assert int(refused.value.response.headers["x-ratelimit-remaining-tokens"]) > 0
+    async with (
+        FakeEngine(Script(tokens=40)) as engine,
+        Service(tmp_path, config(engine.url, limits)) as service,
+    ):
+        async with client_of(service) as client:
+            raw = await client.chat.completions.with_raw_response.create(
+                model="fake", messages=ASK, stream=True
+            )
+            assert int(raw.headers["x-ratelimit-remaining-tokens"]) < 100 - 60
+            async for _ in raw.parse():
+                pass
+            assert json.loads(engine.stats.received[-1].body)["max_tokens"] == 60
+            with pytest.raises(openai.RateLimitError) as refused:
+                await client.chat.completions.create(model="fake", messages=ASK, max_tokens=90)
+        assert refused.value.code == "insufficient_quota"
+        assert int(refused.value.response.headers["x-ratelimit-remaining-tokens"]) > 0
 
 
 @pytest.fixture(params=["embedded", "redis"])
@@ -112,17 +116,19 @@ async def test_of_three_hundred_at_once_fifty_get_through_a_limit_of_fifty(
 @pytest.mark.slow
 @pytest.mark.req("E39")
 async def test_looking_costs_nothing_of_what_asking_is_limited_to(tmp_path: Path) -> None:
-    async with FakeEngine(Script(tokens=2)) as engine:
-        async with Service(tmp_path, config(engine.url, "requests_per_day = 2\nconcurrency = 1")) as service:
-            async with client_of(service) as client:
-                for _ in range(10):
-                    assert [model.id async for model in await client.models.list()] == ["fake"]
-                    assert (await client.models.retrieve("fake")).id == "fake"
-                for _ in range(2):
-                    await client.chat.completions.create(model="fake", messages=ASK)
-                with pytest.raises(openai.RateLimitError):
-                    await client.chat.completions.create(model="fake", messages=ASK)
+    async with (
+        FakeEngine(Script(tokens=2)) as engine,
+        Service(tmp_path, config(engine.url, "requests_per_day = 2\nconcurrency = 1")) as service,
+    ):
+        async with client_of(service) as client:
+            for _ in range(10):
                 assert [model.id async for model in await client.models.list()] == ["fake"]
+                assert (await client.models.retrieve("fake")).id == "fake"
+            for _ in range(2):
+                await client.chat.completions.create(model="fake", messages=ASK)
+            with pytest.raises(openai.RateLimitError):
+                await client.chat.completions.create(model="fake", messages=ASK)
+            assert [model.id async for model in await client.models.list()] == ["fake"]
 
 
 @pytest.mark.slow
