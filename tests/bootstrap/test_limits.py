@@ -119,16 +119,16 @@ async def test_looking_costs_nothing_of_what_asking_is_limited_to(tmp_path: Path
     async with (
         FakeEngine(Script(tokens=2)) as engine,
         Service(tmp_path, config(engine.url, "requests_per_day = 2\nconcurrency = 1")) as service,
+        client_of(service) as client,
     ):
-        async with client_of(service) as client:
-            for _ in range(10):
-                assert [model.id async for model in await client.models.list()] == ["fake"]
-                assert (await client.models.retrieve("fake")).id == "fake"
-            for _ in range(2):
-                await client.chat.completions.create(model="fake", messages=ASK)
-            with pytest.raises(openai.RateLimitError):
-                await client.chat.completions.create(model="fake", messages=ASK)
+        for _ in range(10):
             assert [model.id async for model in await client.models.list()] == ["fake"]
+            assert (await client.models.retrieve("fake")).id == "fake"
+        for _ in range(2):
+            await client.chat.completions.create(model="fake", messages=ASK)
+        with pytest.raises(openai.RateLimitError):
+            await client.chat.completions.create(model="fake", messages=ASK)
+        assert [model.id async for model in await client.models.list()] == ["fake"]
 
 
 @pytest.mark.slow
