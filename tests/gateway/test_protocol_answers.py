@@ -56,7 +56,8 @@ async def served(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
                 asked.put_nowait(connection)
                 return
             body = b'{"object":"list","data":[{"id":"m"}]}'
-            connection.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+            head = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+            connection.send(head % len(body) + body)
             connection.finish()
 
         async def accept() -> None:
