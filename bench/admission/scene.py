@@ -204,7 +204,7 @@ class Agreeable(Journal):
         """See the port."""
         asyncio.get_running_loop().call_soon(told, True)
 
-    async def prune(self, before: float) -> None:
+    async def prune(self, ended_before: float, settled_before: float) -> None:
         """There is nothing."""
 
 

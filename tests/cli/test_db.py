@@ -31,20 +31,20 @@ def execute(path: Path, *statements: str) -> None:
 
 def test_upgrade_makes_the_database_and_does_nothing_the_second_time(headrace: Command, home: Path) -> None:
     first, second = headrace("db", "upgrade"), headrace("db", "upgrade")
-    assert (first.status, first.out) == (0, f"{home / 'headrace.db'} has schema 0002 now (before: none).\n")
-    assert (second.status, second.out) == (0, f"{home / 'headrace.db'} has schema 0002 already.\n")
+    assert (first.status, first.out) == (0, f"{home / 'headrace.db'} has schema 0003 now (before: none).\n")
+    assert (second.status, second.out) == (0, f"{home / 'headrace.db'} has schema 0003 already.\n")
     assert (first.err, second.err) == ("", "")
 
 
 def test_check_says_that_all_is_right(headrace: Command, made: Path) -> None:
-    assert headrace("db", "check").out == f"{made} (schema 0002)\nAll right.\n"
+    assert headrace("db", "check").out == f"{made} (schema 0003)\nAll right.\n"
     result = headrace("db", "check", "--json")
     assert (result.status, result.err) == (0, "")
     assert result.json() == {
         "ok": True,
         "database": str(made),
-        "schema": "0002",
-        "newest": "0002",
+        "schema": "0003",
+        "newest": "0003",
         "problems": [],
     }
 
@@ -62,10 +62,10 @@ def test_check_finds_quota_that_does_not_add_up_in_windows_that_have_not_ended(
     far = 4_102_444_800
     execute(
         made,
-        f"INSERT INTO windows VALUES ('key:a', 'tokens', 'day', {far - 86400}, {far}, 5, 100)",
+        f"INSERT INTO windows (subject, measure, period, starts_at, ends_at, settled, block) VALUES ('key:a', 'tokens', 'day', {far - 86400}, {far}, 5, 100)",
         f"INSERT INTO journal VALUES ('r', 'key:a', 'tokens', 'day', {far - 86400}, {far}, 5, 1)",
-        f"INSERT INTO windows VALUES ('key:empty', 'tokens', 'day', {far - 86400}, {far}, 0, 100)",
-        "INSERT INTO windows VALUES ('key:old', 'tokens', 'day', 0, 86400, 7, 0)",
+        f"INSERT INTO windows (subject, measure, period, starts_at, ends_at, settled, block) VALUES ('key:empty', 'tokens', 'day', {far - 86400}, {far}, 0, 100)",
+        "INSERT INTO windows (subject, measure, period, starts_at, ends_at, settled, block) VALUES ('key:old', 'tokens', 'day', 0, 86400, 7, 0)",
     )
     assert headrace("db", "check").status == 0
     execute(made, "UPDATE windows SET settled = 6 WHERE subject = 'key:a'")
@@ -139,7 +139,7 @@ def test_postgresql(headrace: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     with postgres.running() as server:
         monkeypatch.setenv("DATABASE_URL", server.database().replace("postgresql:", "postgresql+asyncpg:"))
         assert "Its schema is empty" in headrace("db", "check").out
-        assert headrace("db", "upgrade").out.endswith("has schema 0002 now (before: none).\n")
+        assert headrace("db", "upgrade").out.endswith("has schema 0003 now (before: none).\n")
         assert headrace("db", "check", "--json").json()["ok"]
         result = headrace("db", "backup", "copy.db")
         assert (result.status, result.out) == (2, "")

@@ -39,9 +39,10 @@ def entry(
     subject: str = "user:ann",
     period: Period = Period.DAY,
     starts_at: int = DAY,
+    at: float = NOON,
 ) -> JournalEntry:
     """A settlement of tokens."""
-    return JournalEntry(reservation, subject, Measure.TOKENS, period, starts_at, amount, NOON)
+    return JournalEntry(reservation, subject, Measure.TOKENS, period, starts_at, amount, at)
 
 
 def state(
@@ -208,14 +209,48 @@ class JournalContract:
         kept = [entry("r1", 4), entry("r1", 4, period=Period.MONTH, starts_at=MONTH)]
         ended = [entry("old", 2, starts_at=past)]
         assert await committed(journal, [*kept, *ended], [state(0, 9, starts_at=past)])
-        await journal.prune(float(DAY))
+        await journal.prune(float(DAY), NOON)
         found = by_place(await (await stage.reopened()).open(float(past)))
         assert found == [state(4, 0), state(4, 0, period=Period.MONTH, starts_at=MONTH)]
 
-    async def test_a_pruned_journal_still_knows_the_entries_of_windows_that_live(
+    async def test_old_entries_are_folded_and_every_window_stays_as_it_is(
         self, journal: Journal, stage: JournalStage
     ) -> None:
-        assert await committed(journal, [entry("r1", 4)])
-        await journal.prune(NOON)
-        assert await committed(journal, [entry("r1", 4)])
-        assert await (await stage.reopened()).open(NOON) == [state(4, 0)]
+        windows = [(Period.MINUTE, MINUTE), (Period.DAY, DAY), (Period.MONTH, MONTH)]
+        for n in range(20):
+            entries = [
+                entry(f"r{n}", n, subject, period, starts_at, NOON - 60 * n)
+                for subject in ("user:ann", "key:k1")
+                for period, starts_at in windows
+            ]
+            assert await committed(journal, entries, [state(0, 100 - n)])
+        before = by_place(await (await stage.reopened()).open(NOON))
+        for horizon in (NOON - 600, NOON - 600, NOON - 300):
+            await journal.prune(0.0, horizon)
+            assert by_place(await (await stage.reopened()).open(NOON)) == before
+        assert await committed(journal, [entry("late", 5, at=NOON - 9_999)])
+        await journal.prune(0.0, NOON + 1)
+        found = await (await stage.reopened()).open(NOON)
+        assert state(sum(range(20)) + 5, 81) in found
+        assert len(found) == len(before)
+
+    async def test_an_entry_within_the_horizon_is_known_after_pruning_and_an_older_one_is_not(
+        self, journal: Journal, stage: JournalStage
+    ) -> None:
+        old, new = entry("old", 4, at=NOON - 3_601), entry("new", 8, at=NOON - 3_600)
+        assert await committed(journal, [old, new])
+        await journal.prune(NOON, NOON - 3_600)
+        assert await committed(journal, [new])
+        assert await (await stage.reopened()).open(NOON) == [state(12, 0)]
+        assert await committed(journal, [old, new])
+        assert await (await stage.reopened()).open(NOON) == [state(16, 0)]
+
+    async def test_a_late_entry_of_a_window_that_is_forgotten_harms_nothing(
+        self, journal: Journal, stage: JournalStage
+    ) -> None:
+        past = DAY - 86_400
+        assert await committed(journal, [entry("r1", 4, starts_at=past)])
+        await journal.prune(NOON, 0.0)
+        assert await committed(journal, [entry("r2", 3, starts_at=past), entry("r3", 1)])
+        await journal.prune(NOON, NOON + 1)
+        assert await (await stage.reopened()).open(float(past)) == [state(1, 0)]

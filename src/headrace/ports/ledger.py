@@ -133,5 +133,6 @@ class Journal(Protocol):
         False: nothing of it was kept, and the same may be given again.
         """
 
-    async def prune(self, before: float) -> None:
-        """Forget entries and windows that ended before that time."""
+    async def prune(self, ended_before: float, settled_before: float) -> None:
+        """Forget the windows that ended before *ended_before*, and the entries that were settled before *settled_before*, whose
+        windows keep their sum. Until then an entry that is given again changes nothing; after that it would count once more."""

@@ -91,10 +91,10 @@ class MemoryJournal(Journal):
         if not self._held:
             asyncio.get_running_loop().call_soon(self.carry_out, 1)
 
-    async def prune(self, before: float) -> None:
-        """Forget what ended before that time."""
-        self._windows = {p: s for p, s in self._windows.items() if not _ended(p[2], p[3], before)}
-        self._entries = {k: e for k, e in self._entries.items() if not _ended(e.period, e.starts_at, before)}
+    async def prune(self, ended_before: float, settled_before: float) -> None:
+        """Forget windows that have ended, and entries that are old."""
+        self._windows = {p: s for p, s in self._windows.items() if not _ended(p[2], p[3], ended_before)}
+        self._entries = {k: e for k, e in self._entries.items() if e.at >= settled_before}
 
     def _carry_out_next(self) -> None:
         commit = self._waiting.popleft()

@@ -417,7 +417,7 @@ class Agreeable(Journal):
     def commit(self, entries: Sequence[object], blocks: Sequence[object], told: object) -> None:
         asyncio.get_running_loop().call_soon(told, True)  # type: ignore[arg-type]
 
-    async def prune(self, before: float) -> None:
+    async def prune(self, ended_before: float, settled_before: float) -> None:
         pass
 
 

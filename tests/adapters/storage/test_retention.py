@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from headrace.adapters.storage.retention import JOURNAL_S, Retention
+from headrace.adapters.storage.retention import HORIZON_S, WINDOWS_S, Retention
 from headrace.kernel.errors import Unavailable
 from headrace.ports.ledger import Journal, JournalEntry, WindowState
 from headrace.ports.records import ALL, Grouping, Records, RequestRecord, Selection, UsageRow
@@ -40,7 +40,7 @@ class KeptJournal(Journal):
     """Remembers what it was asked to forget."""
 
     def __init__(self) -> None:
-        self.pruned: list[float] = []
+        self.pruned: list[tuple[float, float]] = []
 
     async def open(self, now: float) -> list[WindowState]:
         raise AssertionError
@@ -53,8 +53,8 @@ class KeptJournal(Journal):
     ) -> None:
         raise AssertionError
 
-    async def prune(self, before: float) -> None:
-        self.pruned.append(before)
+    async def prune(self, ended_before: float, settled_before: float) -> None:
+        self.pruned.append((ended_before, settled_before))
 
 
 async def test_records_and_journal_are_pruned_at_the_start_and_again() -> None:
@@ -62,7 +62,7 @@ async def test_records_and_journal_are_pruned_at_the_start_and_again() -> None:
     retention = Retention(records, journal, clock, records_s=100.0, every_s=10.0)
     retention.start()
     await clock.until_pending()
-    assert (records.pruned, journal.pruned) == ([1e9 - 100], [1e9 - JOURNAL_S])
+    assert (records.pruned, journal.pruned) == ([1e9 - 100], [(1e9 - WINDOWS_S, 1e9 - HORIZON_S)])
     clock.advance(10.0)
     await clock.until_pending()
     assert records.pruned == [1e9 - 100, 1e9 - 90]

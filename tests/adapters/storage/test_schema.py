@@ -25,8 +25,8 @@ from support.servers.postgres import Postgres
 from support.storage import Opening
 
 ROOT = Path(__file__).parents[3]
-NEWEST = "0002"
-NEXT = "0003"
+NEWEST = "0003"
+NEXT = "0004"
 LATER = f"""
 import sqlalchemy as sa
 from alembic import op

@@ -63,7 +63,7 @@ def _other_schema(current: str | None, migrations: Migrations) -> str:
 
 
 def _sums(connection: Connection, now: float) -> list[str]:
-    """Windows whose settled sum isn't that of their entries. Those that ended may be half forgotten already."""
+    """Windows whose settled sum isn't that of their entries, those that were folded included. Those that ended may be half forgotten already."""
     amount = func.coalesce(func.sum(journal.c.amount), 0)
     same = and_(
         *(windows.c[name] == journal.c[name] for name in ("subject", "measure", "period", "starts_at"))
@@ -75,12 +75,12 @@ def _sums(connection: Connection, now: float) -> list[str]:
             windows.c.period,
             windows.c.starts_at,
             windows.c.settled,
-            amount,
+            windows.c.folded + amount,
         )
         .outerjoin_from(windows, journal, same)
         .where((windows.c.ends_at == 0) | (windows.c.ends_at > now))
-        .group_by(*windows.primary_key, windows.c.settled)
-        .having(windows.c.settled != amount)
+        .group_by(*windows.primary_key, windows.c.settled, windows.c.folded)
+        .having(windows.c.settled != windows.c.folded + amount)
         .limit(_MOST_TOLD)
     )
     return [

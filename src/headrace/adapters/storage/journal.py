@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
 
 import structlog
-from sqlalchemy import Connection, delete, select, tuple_
+from sqlalchemy import Connection
 
+from headrace.adapters.storage import journal_rows
 from headrace.adapters.storage.database import Database
-from headrace.adapters.storage.schema import journal, windows
 from headrace.adapters.storage.tenure import Taken, Tenure
-from headrace.adapters.storage.upsert import DIALECTS, insert_for
-from headrace.domain.quota import Measure, Period
 from headrace.kernel.errors import Unavailable
 from headrace.ports.ledger import Journal, JournalEntry, WindowState
 
@@ -24,62 +21,35 @@ log = structlog.get_logger(__name__)
 _ROW_BYTES = 250
 MOST = 50_000
 """Rows that wait for the batch on its way; what would come on top is refused."""
-_PRUNED_AT_ONCE = 2_000
 OPEN_TRIES = 12
 OPEN_PAUSE_S = 0.25
 """A gateway that was killed is the one that counts until the server has noticed."""
-_OF_WINDOW = ("subject", "measure", "period", "starts_at", "ends_at")
-_WINDOW = (windows.c.subject, windows.c.measure, windows.c.period, windows.c.starts_at)
-
-
-class _Statements:
-    """Built once for each dialect: building them anew costs more than running them."""
-
-    def __init__(self, dialect: str) -> None:
-        self.enter = (
-            insert_for(dialect, journal)
-            .on_conflict_do_nothing()
-            .returning(*(journal.c[name] for name in _OF_WINDOW), journal.c.amount)
-        )
-        upsert = insert_for(dialect, windows)
-        self.settle = upsert.on_conflict_do_update(
-            index_elements=_WINDOW, set_={"settled": windows.c.settled + upsert.excluded.settled}
-        )
-        self.grant = upsert.on_conflict_do_update(
-            index_elements=_WINDOW, set_={"block": upsert.excluded.block}
-        )
-
-
-_STATEMENTS = {dialect: _Statements(dialect) for dialect in DIALECTS}
-Row = dict[str, Any]
 Heard = Callable[[bool], object]
 
 
 class _Batch:
-    """Commits that become durable together, by who holds *tenure*."""
+    """Commits that become durable together, by who holds *tenure*. It is only looked at by the writer's thread once it flies."""
 
     def __init__(self, tenure: Tenure) -> None:
         self._tenure = tenure
-        self.entries: list[Row] = []
-        self.blocks: dict[tuple[str, str, str, int], Row] = {}  # of two for one window, the later holds
+        self._entries: list[JournalEntry] = []
+        self._blocks: list[WindowState] = []
         self.heard: list[Heard] = []
 
     def __len__(self) -> int:
-        return len(self.entries) + len(self.blocks)
+        return len(self._entries) + len(self._blocks)
 
     def add(self, entries: Sequence[JournalEntry], blocks: Sequence[WindowState], told: Heard) -> None:
-        self.entries += map(_entry_row, entries)
-        self.blocks.update((_key(state), _block_row(state)) for state in blocks)
+        self._entries += entries
+        self._blocks += blocks
         self.heard.append(told)
 
     def write(self, connection: Connection) -> None:
         self._tenure.check(connection)
-        statements = _STATEMENTS[connection.dialect.name]
-        if self.entries:
-            _settle(connection, statements, self.entries)
-        if self.blocks:
-            # Sorted, so that two gateways lock the rows of the same windows in the same order.
-            connection.execute(statements.grant, [self.blocks[key] for key in sorted(self.blocks)])
+        if self._entries:
+            journal_rows.settle(connection, self._entries)
+        if self._blocks:
+            journal_rows.grant(connection, self._blocks)
 
 
 class SqlJournal(Journal):
@@ -108,8 +78,7 @@ class SqlJournal(Journal):
 
         def begin(connection: Connection) -> list[WindowState]:
             self.tenure.begin(connection)  # first: what is read before may be another's, and change
-            query = select(windows).where((windows.c.ends_at == 0) | (windows.c.ends_at > now))
-            return [_state(row) for row in connection.execute(query)]
+            return journal_rows.going_on(connection, now)
 
         for _ in range(self._open_tries - 1):
             with contextlib.suppress(Taken):
@@ -149,76 +118,14 @@ class SqlJournal(Journal):
             except Exception:  # one listener's bug must not keep the others from hearing
                 log.exception("what hears of a journal's commit failed", action="journal.told")
 
-    async def prune(self, before: float) -> None:
-        """Forget entries and windows that ended before that time, a few at a time, so that nobody waits long behind it.
+    async def prune(self, ended_before: float, settled_before: float) -> None:
+        """Fold what is old and forget what has ended, a few rows at a time, so that nobody waits long behind it.
 
         Raises:
             Unavailable: some of it may be left; pruning again takes the rest.
         """
-        while await self._database.write(lambda connection: _prune(connection, before), repeatable=True):
+        write = self._database.write
+        while await write(partial(journal_rows.fold, settled_before=settled_before), repeatable=True):
             pass
-
-
-def _settle(connection: Connection, statements: _Statements, rows: list[Row]) -> None:
-    sums: Counter[tuple[Any, ...]] = Counter()
-    for *window, amount in connection.execute(statements.enter, rows):
-        sums[tuple(window)] += amount
-    if sums:
-        raised = [dict(zip(_OF_WINDOW, window, strict=True), settled=sums[window]) for window in sorted(sums)]
-        connection.execute(statements.settle, raised)
-
-
-def _prune(connection: Connection, before: float) -> int:
-    """Entries first: a window is forgotten once it has none."""
-    key = (journal.c.reservation, journal.c.subject, journal.c.measure, journal.c.period)
-    some = select(*key).where(journal.c.ends_at > 0, journal.c.ends_at <= before).limit(_PRUNED_AT_ONCE)
-    gone = connection.execute(delete(journal).where(tuple_(*key).in_(some))).rowcount
-    if gone == 0:
-        ended = select(*_WINDOW).where(windows.c.ends_at > 0, windows.c.ends_at <= before)
-        gone = connection.execute(
-            delete(windows).where(tuple_(*_WINDOW).in_(ended.limit(_PRUNED_AT_ONCE)))
-        ).rowcount
-    return gone
-
-
-def _key(state: WindowState) -> tuple[str, str, str, int]:
-    return state.subject, state.measure, state.period, state.starts_at
-
-
-def _ends_at(of: WindowState | JournalEntry) -> int:
-    return of.period.bounds(of.starts_at)[1]
-
-
-def _entry_row(entry: JournalEntry) -> dict[str, Any]:
-    return {
-        "reservation": entry.reservation,
-        "subject": entry.subject,
-        "measure": entry.measure.value,
-        "period": entry.period.value,
-        "starts_at": entry.starts_at,
-        "ends_at": _ends_at(entry),
-        "amount": entry.amount,
-        "at": entry.at,
-    }
-
-
-def _block_row(state: WindowState) -> dict[str, Any]:
-    return {
-        "subject": state.subject,
-        "measure": state.measure.value,
-        "period": state.period.value,
-        "starts_at": state.starts_at,
-        "ends_at": _ends_at(state),
-        "block": state.block,
-    }
-
-
-def _state(row: Any) -> WindowState:
-    return WindowState(
-        subject=row.subject,
-        measure=Measure(row.measure),
-        period=Period(row.period),
-        starts_at=row.starts_at,
-        settled=row.settled,
-        block=row.block,
-    )
+        while await write(partial(journal_rows.forget, ended_before=ended_before), repeatable=True):
+            pass

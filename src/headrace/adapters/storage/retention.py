@@ -15,12 +15,16 @@ from headrace.ports.records import Records
 log = structlog.get_logger(__name__)
 
 EVERY_S = 600.0
-JOURNAL_S = 86_400.0
+WINDOWS_S = 86_400.0
 """How long an ended window is kept: a request may be settled in the window it began in, long after that has ended."""
+HORIZON_S = 3_600.0
+"""How long each settlement is known by itself, so that the same one, given again, charges nothing. What gives it again is a
+transaction whose fate was lost with its connection, or a process that was told of an end twice: seconds later, not hours."""
 
 
 class Retention:
-    """Prunes records and the journal now and then, in the background."""
+    """Prunes records and the journal now and then, in the background: so the journal has at most the settlements of `HORIZON_S`
+    and *every_s* together, and a row for each window that runs or ended within `WINDOWS_S`."""
 
     def __init__(
         self, records: Records, journal: Journal, clock: Clock, *, records_s: float, every_s: float = EVERY_S
@@ -48,7 +52,7 @@ class Retention:
         """
         now = self._clock.now()
         gone = await self._records.prune(now - self._records_s)
-        await self._journal.prune(now - JOURNAL_S)
+        await self._journal.prune(now - WINDOWS_S, now - HORIZON_S)
         if gone:
             log.info("old records were deleted", action="records.pruned", records=gone)
 

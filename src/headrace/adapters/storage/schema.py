@@ -214,8 +214,9 @@ windows = Table(
     Column("period", String(10), primary_key=True, comment="How long: `minute`, `day` or `month`."),
     Column("starts_at", BigInteger, primary_key=True, autoincrement=False, comment="When it began."),
     Column("ends_at", BigInteger, nullable=False, comment="When it ends; 0: never."),
-    _count("settled", "The sum of its entries in the journal."),
+    _count("settled", "What was used: the sum of its entries in the journal, and of those that were folded."),
     _count("block", "How much more was granted in advance: after a crash, it counts as used."),
+    _count("folded", "The sum of the entries that are no longer in the journal, since they are old."),
     comment="How much of each quota window is used.",
     sqlite_with_rowid=False,
 )
@@ -232,10 +233,10 @@ journal = Table(
     Column("ends_at", BigInteger, nullable=False, comment="When that window ends; 0: never."),
     Column("amount", BigInteger, nullable=False, comment="How much was used."),
     Column("at", Double, nullable=False, comment="When it was settled."),
-    comment="What was settled, once for each reservation and window, until the window has ended.",
+    comment="What was settled, once for each reservation and window, for an hour or so.",
     sqlite_with_rowid=False,
 )
-Index("journal_by_end", journal.c.ends_at)
+Index("journal_by_time", journal.c["at"])
 
 modelroutes = Table(
     "modelroutes",
