@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from string import Template
 
+from bench import filling
 from bench.endpoint import Endpoint, free_port
 from bench.features import described
 from bench.procs import GATEWAY_CORE, pinned
@@ -117,9 +119,13 @@ def _stack(name: str, site: Site, *, cancels_unstreamed: bool) -> Iterator[Stack
         tempfile.mkdtemp(prefix=f"{name}-", dir=site.folder)
     )  # two that run at once share no database
     text = headrace_toml(port, site.upstream, cancels_unstreamed=cancels_unstreamed)
+    if site.records:
+        shutil.copytree(filling.filled(site.folder, site.records), _home(folder))
     with headrace_up(folder, text, port, core=GATEWAY_CORE) as process:
         endpoint = Endpoint(port)
         told = described(endpoint, effective_settings(folder), _home(folder))
+        if site.records:
+            told = f"records in the database before the start: {site.records:,}\n{told}"
         yield Stack(name, endpoint, process.pid, told)
 
 

@@ -34,21 +34,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = _plan(options)
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name:
         if plan.needs_a_site:
-            _measure_stacks(Path(name), plan, found, keep)
+            _measure_stacks(Path(name), plan, options.records, found, keep)
         parts.measure_inside(Path(name), plan, found, keep)
     print(report.as_text(found, every_round=options.rounds_table))
     keep()
     return 1 if found.is_empty() else 0
 
 
-def _measure_stacks(folder: Path, plan: parts.Plan, found: Measurement, keep: Callable[[], None]) -> None:
+def _measure_stacks(
+    folder: Path, plan: parts.Plan, records: int, found: Measurement, keep: Callable[[], None]
+) -> None:
     absent = peers.install(list(plan.stacks))
     for line in absent.values():
         parts.leave_out(found, line)
     stacks = {name: start for name, start in plan.stacks.items() if name not in absent}
     programs = Programs.build()
     with programs.serving() as upstream:
-        parts.measure(Site(programs, upstream, folder), dataclasses.replace(plan, stacks=stacks), found, keep)
+        site = Site(programs, upstream, folder, records)
+        parts.measure(site, dataclasses.replace(plan, stacks=stacks), found, keep)
 
 
 def _plan(options: argparse.Namespace) -> parts.Plan:
@@ -65,8 +68,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.rounds, options.seconds = 1, 1.0
     if options.streams is None:
         options.streams = QUICK_STREAMS if options.quick else STREAMS
-    if options.rounds < 1 or options.seconds <= 0 or options.streams < 1:
-        parser.error("--rounds, --seconds and --streams must be above 0")
+    if options.rounds < 1 or options.seconds <= 0 or options.streams < 1 or options.records < 0:
+        parser.error("--rounds, --seconds and --streams must be above 0, and --records not below")
     options.parts = options.chosen or options.parts
     options.stacks = ["direct", *(name for name in options.stacks if name != "direct")]
     return options
@@ -86,6 +89,12 @@ def _parser() -> argparse.ArgumentParser:
         "--streams",
         type=int,
         help=f"how many the part held holds; {STREAMS}, or {QUICK_STREAMS} with --quick",
+    )
+    add(
+        "--records",
+        type=int,
+        default=0,
+        help="fill headrace's database with so many records before it starts",
     )
     add("--model", type=Path, help="a GGUF file for the engine part, instead of the demo model")
     add("--rounds-table", action="store_true", help="print the figures of every single round, too")

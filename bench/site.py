@@ -31,11 +31,15 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What every stack is started on: the built programs, the upstream behind it, and a folder for its files."""
+    """What every stack is started on: the built programs, the upstream behind it, and a folder for its files.
+
+    records: so many are in the database of the checkout's gateway before it starts.
+    """
 
     programs: Programs
     upstream: Upstream
     folder: Path
+    records: int = 0
 
 
 def installed(name: str, path: Path | None) -> Path:

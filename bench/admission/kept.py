@@ -33,13 +33,13 @@ class Kept:
     all_us: float
 
 
-def measure(folder: Path, size: Size) -> Kept:
+def measure(folder: Path, size: Size, requests: int = REQUESTS) -> Kept:
     """Pass requests through a house whose journal and records are in a fresh SQLite file below *folder*."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        return uvloop.run(_measure(Path(name), size))
+        return uvloop.run(_measure(Path(name), size, requests))
 
 
-async def _measure(folder: Path, size: Size) -> Kept:
+async def _measure(folder: Path, size: Size, requests: int) -> Kept:
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         database = Database(choose(f"sqlite:///{folder / 'bench.db'}", folder), clock)
@@ -51,13 +51,13 @@ async def _measure(folder: Path, size: Size) -> Kept:
         stack.push_async_callback(ledger.close)
         await ledger.open()
         house = House(size, ledger, records, clock)
-        await _pass(house, WARM_UP)
+        await _pass(house, min(WARM_UP, requests))
         loop_ns, all_ns = time.thread_time_ns(), time.process_time_ns()
-        await _pass(house, REQUESTS)
+        await _pass(house, requests)
         await records.recent(1)  # all of them are written
         loop_ns, all_ns = time.thread_time_ns() - loop_ns, time.process_time_ns() - all_ns
         house.check()
-    return Kept(size, loop_ns / REQUESTS / 1000, all_ns / REQUESTS / 1000)
+    return Kept(size, loop_ns / requests / 1000, all_ns / requests / 1000)
 
 
 async def _pass(house: House, requests: int) -> None:

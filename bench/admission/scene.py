@@ -154,20 +154,20 @@ class Scene:
         self._turns = Turns()
         self._clock = MinuteClock()
         with self._turns.running():
-            ledger = MemoryLedger(Agreeable(), self._clock, LedgerOptions(most_waiting=1_000_000))
+            self.ledger = MemoryLedger(Agreeable(), self._clock, LedgerOptions(most_waiting=1_000_000))
             with contextlib.suppress(StopIteration):
-                ledger.open().send(None)  # it never waits: this journal answers at once
-            self._house = House(size, ledger, Counted(), self._clock)
+                self.ledger.open().send(None)  # it never waits: this journal answers at once
+            self.house = House(size, self.ledger, Counted(), self._clock)
 
     def warm_up(self) -> None:
         """Every key asks once, and then enough that the interpreter has adapted; then all is as it should be."""
         self.run(max(2048, self._size.keys + IN_FLIGHT))
         self.run(2048)
-        self._house.check()
+        self.house.check()
 
     def run(self, requests: int) -> None:
         """So many requests, in rounds of `IN_FLIGHT`, from the key to the end."""
-        house, end_turn = self._house, self._turns.end_turn
+        house, end_turn = self.house, self._turns.end_turn
         with self._turns.running():
             for _ in range(-(-requests // IN_FLIGHT)):
                 house.admit(IN_FLIGHT)

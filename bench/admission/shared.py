@@ -53,7 +53,7 @@ def measure(folder: Path, rounds: int) -> list[RedisFigures]:
         Unavailable: there is no `redis-server`, no client library for it, or it doesn't come up.
         RuntimeError: a reservation was refused.
     """
-    with _redis(folder) as (url, pid):
+    with redis(folder) as (url, pid):
         return [_of(mode, limits, url, pid, rounds) for mode, limits in MODES.items()]
 
 
@@ -129,7 +129,7 @@ class Pairs:
 
 
 @contextmanager
-def _redis(folder: Path) -> Iterator[tuple[str, int]]:
+def redis(folder: Path) -> Iterator[tuple[str, int]]:
     """A server of our own that keeps nothing on disk; its URL and process id."""
     program = shutil.which("redis-server")
     if program is None:
