@@ -24,7 +24,7 @@ test: install tools lint ## all checks and tests, but for the long ones
 	@$(PYTEST) -m "not full"
 
 test-fast: install ## the tests that take less than a minute together
-	@$(PYTEST) -m "not slow and not full"
+	@$(PYTEST) -n 2 --dist loadfile -m "not slow and not full"
 
 test-full: install tools lint ## everything, chaos and soak included
 	@$(PYTEST)
