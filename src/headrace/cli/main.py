@@ -13,6 +13,7 @@ from headrace.cli import (
     config,
     db,
     doctor,
+    importing,
     keys,
     models,
     nodes,
@@ -75,6 +76,7 @@ def build() -> typer.Typer:
     app.command()(usage.usage)
     app.add_typer(requests.build(), name="requests")
     app.add_typer(config.build(), name="config")
+    app.add_typer(importing.build(), name="import")
     app.add_typer(db.build(), name="db")
     return app
 
