@@ -131,13 +131,14 @@ def test_the_numbers_in_the_document_are_the_defaults() -> None:
         (r"where that is (\d+) at least", POLICY.least),
         (r"\*\*The pause\*\* is (\d+) second at first", POLICY.first_pause_s),
         (r"trial fails, (\d+) seconds at most", POLICY.longest_pause_s),
-        (r"it is tried (\d+) seconds after it was left alone", POLICY.awaited_pause_s),
+        (r"the pause is (\d+) seconds at most, or a tenth", POLICY.awaited_pause_s),
         (r"to all slots after (\d+) seconds", POLICY.ramp_s),
     ):
         found = re.search(said, text)
         assert found is not None, said
         assert float(found[1]) == number
     assert POLICY.calm_s == 60  # "worked for a minute"
+    assert POLICY.awaited_share == 0.1  # "a tenth of the time"
     assert POLICY.share == 0.5  # "half of what ended"
 
 
@@ -276,18 +277,43 @@ class TestPauses:
         assert it.due_in() == next_pause_s
 
     def test_one_that_is_waited_for_is_tried_sooner(self) -> None:
-        it = stage("half-open")
-        it.fail()
-        for _ in range(4):
+        it = Stage()
+        it.fail(5)
+        for _ in range(3):
             it.wait(it.due_in())
             it.fail()
-        assert it.due_in() == 32
-        it.wait(1)
+        assert it.due_in() == 8
+        it.wait(0.5)
+        it.breaker.awaited(it.now)
+        assert it.due_in() == 1.5
+        assert it.wait(1.5) == 1
+
+    def test_the_longer_it_fails_the_less_often_it_is_tried_for_those_who_wait(self) -> None:
+        it, pauses = Stage(), []
+        it.fail(5)
+        began, trials = it.now, 0
+        while it.now < began + 3600:
+            it.breaker.awaited(it.now)
+            pauses.append(it.due_in())
+            it.wait(it.due_in())
+            it.fail()
+            trials += 1
+        assert pauses == pytest.approx(sorted(pauses))
+        assert pauses[:4] == [1, 2, 2, 2]
+        assert pauses[-1] == pytest.approx(60)
+        assert trials < 120
+
+    def test_an_answer_makes_the_pauses_of_those_who_wait_short_again(self) -> None:
+        it = Stage()
+        it.fail(5)
+        for _ in range(10):
+            it.wait(it.due_in())
+            it.fail()
+        it.wait(it.due_in())
+        it.succeed()
+        it.fail()
         it.breaker.awaited(it.now)
         assert it.due_in() == 2
-        assert it.wait(2) == 1
-        it.fail()
-        assert it.due_in() == 60
 
     def test_a_short_pause_is_no_longer_when_somebody_waits(self) -> None:
         it = stage("open")

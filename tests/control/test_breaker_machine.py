@@ -136,7 +136,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.event()
         if before is not BreakerState.OPEN:
             assert self.breaker.state is before
-        elif self.now >= self.opened_at + POLICY.awaited_pause_s:
+        elif self.now >= self.opened_at + POLICY.longest_pause_s:
             assert self.allowed >= 1
 
     @rule()

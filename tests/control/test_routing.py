@@ -347,15 +347,21 @@ def test_a_session_stays_with_its_backend() -> None:
     assert len({frozenset(home) for home in homes.values()}) > 1
 
 
-def test_a_backend_that_is_waited_for_is_tried_soon_however_often_it_failed() -> None:
-    house = House(node("a", capacity=50))
-    for _ in range(8):  # each trial fails, and the pause doubles
+def kept_failing(house: House, trials: int) -> None:
+    """Node a fails, and fails each of its trials."""
+    for _ in range(trials):
         while house.plane.health.slots["a"]:
             house.ask().fail(Lost("it answered 500"))
-        house.clock.advance(60)
+        while not house.plane.health.slots["a"]:
+            house.clock.advance(0.5)
     while house.plane.health.slots["a"]:
         house.ask().fail(Lost("it answered 500"))
-    house.clock.advance(5)
+
+
+def test_a_backend_that_is_waited_for_is_tried_soon_although_it_failed_often() -> None:
+    house = House(node("a", capacity=50))
+    kept_failing(house, 5)
+    house.clock.advance(6)
     assert not house.plane.health.slots["a"], "nobody waits: it is left alone"
     waits = house.ask()
     house.clock.advance(0.2)
@@ -364,13 +370,12 @@ def test_a_backend_that_is_waited_for_is_tried_soon_however_often_it_failed() ->
 
 def test_one_that_is_left_alone_while_somebody_waits_is_tried_within_seconds() -> None:
     house = House(node("a", capacity=4))
-    for _ in range(6):
-        while house.plane.health.slots["a"]:
-            house.ask().fail(Lost("it answered 500"))
-        house.clock.advance(60)
-    running, waits = house.ask(), house.ask()
-    running.fail(Lost("it answered 500"))
-    house.clock.advance(4.1)
+    kept_failing(house, 4)
+    while not house.plane.health.slots["a"]:
+        house.clock.advance(0.5)
+    trial, waits = house.ask(), house.ask()
+    trial.fail(Lost("it answered 500"))
+    house.clock.advance(6)
     assert waits.at == [("a", "m")]
 
 

@@ -38,8 +38,9 @@ class BreakerPolicy:
 
     in_a_row: weight of the failures without a success between them. share, of at least `least` outcomes: weight of the failures in
     all that ended in the last `window_s` seconds. first_pause_s: how long it is left alone at first; twice as long each time
-    that it fails again, up to longest_pause_s, or only awaited_pause_s while somebody waits for it; from the start again once it
-    has worked for calm_s. ramp_s: how long it takes at most from its first success to all of its slots.
+    that it fails again, up to longest_pause_s; from the start again once it has worked for calm_s. While somebody waits for it,
+    no longer than a tenth (awaited_share) of the time since it worked, or awaited_pause_s. ramp_s: how long it takes at most from its
+    first success to all of its slots.
     """
 
     in_a_row: float = 5.0
@@ -48,7 +49,8 @@ class BreakerPolicy:
     window_s: float = 30.0
     first_pause_s: float = 1.0
     longest_pause_s: float = 60.0
-    awaited_pause_s: float = 3.0
+    awaited_pause_s: float = 2.0
+    awaited_share: float = 0.1
     calm_s: float = 60.0
     ramp_s: float = 10.0
 
@@ -84,6 +86,7 @@ class Breaker:
         "_awaited_until",
         "_calm_since",
         "_draw",
+        "_failing_since",
         "_gained",
         "_opened_at",
         "_policy",
@@ -110,7 +113,7 @@ class Breaker:
         self._weight = 0.0
         self._unreached = False
         self._trial_at = known_at
-        self._opened_at = self._until = self._awaited_until = -math.inf
+        self._opened_at = self._until = self._awaited_until = self._failing_since = -math.inf
         self._repeats = 0
         self._recovers_since = self._recovered_at = self._calm_since = -math.inf
         self._gained = 0
@@ -162,7 +165,8 @@ class Breaker:
         self._hasten(now)
 
     def awaited(self, now: float) -> None:
-        """Somebody waits for a slot of it, and nobody else has one: the pause spares nobody a failure any more, it only adds one."""
+        """Somebody waits for a slot of it: that it is left alone for long now costs something, too. But each trial that fails is a
+        request that might have been answered elsewhere, so the longer it fails, the less often it is tried all the same."""
         if self.state is BreakerState.OPEN:
             self._until = min(self._until, self._awaited_until)
             self._advance(now)
@@ -224,12 +228,16 @@ class Breaker:
     def _open(self, now: float) -> None:
         pause_s = self._policy.first_pause_s * 2.0 ** min(self._repeats, _MOST_DOUBLINGS)
         left = 1.0 - _JITTER * self._draw()
+        if self.state is not BreakerState.HALF_OPEN:
+            self._failing_since = now
+        failed_for_s = now - self._failing_since
+        awaited_s = max(self._policy.awaited_pause_s, self._policy.awaited_share * failed_for_s)
         self.state = BreakerState.OPEN
         self.openings += 1
         self._repeats += 1
         self._opened_at = now
         self._until = now + min(self._policy.longest_pause_s, pause_s) * left
-        self._awaited_until = now + min(self._policy.awaited_pause_s, pause_s) * left
+        self._awaited_until = min(self._until, now + min(awaited_s, pause_s) * left)
         self._trial_at = math.inf
         self._weight = 0.0
         self._tally.clear()
