@@ -263,6 +263,35 @@ class TestQuotas:
         windows = headrace("quota", "show", "ann", "--json").json()["windows"]
         assert [window["measure"] for window in windows] == ["concurrency"]
 
+    @pytest.mark.req("E19")
+    def test_zero_is_no_limit_and_what_is_inherited_is_the_tiers(
+        self, headrace: Command, house: AdministeredHouse
+    ) -> None:
+        def limits() -> list[tuple[str, int]]:
+            told = headrace("quota", "show", "ann", "--json").json()["windows"]
+            return [(window["measure"], window["limit"]) for window in told]
+
+        headrace("user", "add", "ann", "--tier", "gold", "--tokens-per-month", "0")
+        assert limits() == [("requests", 100)]
+        headrace("quota", "set", "ann", "--tokens-per-month", "inherit", "--requests-per-day", "0")
+        assert limits() == [("tokens", 5000)]
+        headrace("user", "set", "ann", "--requests-per-day", "inherit")
+        assert limits() == [("requests", 100), ("tokens", 5000)]
+        key = headrace("key", "create", "--user", "ann", "--rpm", "0", "--json").json()
+        assert limits() == [("requests", 100), ("tokens", 5000)]
+        headrace("key", "set", key["key_id"], "--rpm", "3")
+        assert limits() == [("requests", 100), ("tokens", 5000), ("requests", 3)]
+        headrace("key", "set", key["key_id"], "--rpm", "inherit")
+        assert limits() == [("requests", 100), ("tokens", 5000)]
+
+    @pytest.mark.parametrize("wrong", ["-1", "none", "1.5", "", "1e3"])
+    def test_what_is_no_limit_is_a_wrong_call(
+        self, headrace: Command, house: AdministeredHouse, wrong: str
+    ) -> None:
+        refused = headrace("quota", "set", "ann", "--rpm", wrong)
+        assert refused.status == 2
+        assert "neither a number from 0 on nor 'inherit'" in " ".join(refused.err.split())
+
     def test_no_limit_is_a_wrong_call(self, headrace: Command, house: AdministeredHouse) -> None:
         headrace("user", "add", "ann")
         assert headrace("quota", "set", "ann").status == 2

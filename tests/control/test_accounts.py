@@ -90,6 +90,20 @@ class TestAtOnce:
         await process.book.change_user("ann", {"limits": {"concurrency": 0}})
         assert {window.measure for window in process.who(text).entry} == {Measure.REQUESTS}
 
+    @pytest.mark.req("E19")
+    async def test_a_users_zero_is_no_limit_over_its_tiers_and_unset_is_its_tiers(
+        self, process: Process
+    ) -> None:
+        await process.book.create_user(User(user_id="ann", tier="gold", limits=Limits(requests_per_day=0)))
+        _, text = await process.book.create_key("ann", limits=Limits(tokens_per_day=0))
+        principal = process.who(text)
+        assert (principal.entry, [window.limit for window in principal.tokens]) == ((), [5000])
+        await process.book.change_user("ann", {"limits": {"requests_per_day": None, "tokens_per_month": 0}})
+        principal = process.who(text)
+        assert ([window.limit for window in principal.entry], principal.tokens) == ([100], ())
+        await process.book.change_user("ann", {"tier": ""})
+        assert [window.limit for window in process.who(text).entry] == [3], "what [limits] says"
+
     async def test_an_inactive_users_keys_open_nothing(self, process: Process) -> None:
         _, text = await process.book.create_key("ann")
         _, other = await process.book.create_key("bob")

@@ -167,7 +167,8 @@ class TestUsers:
         assert await desk.ask("GET", "/admin/users") == {"object": "list", "data": [made], "has_more": False}
         changed = await desk.ask("PATCH", "/admin/users/ann", {"name": "A", "limits": {"concurrency": 2}})
         limits = {**made["limits"], "concurrency": 2}
-        assert changed == {**made, "name": "A", "limits": limits, "effective_limits": limits}
+        effective = {name: limit or 0 for name, limit in limits.items()}
+        assert changed == {**made, "name": "A", "limits": limits, "effective_limits": effective}
         assert await desk.ask("PATCH", "/admin/users/ann", {}) == changed
         assert await desk.ask("DELETE", "/admin/users/ann") == {"user_id": "ann", "deleted": True}
         for method in ("GET", "PATCH", "DELETE"):
@@ -179,6 +180,23 @@ class TestUsers:
         given = {"user_id": "ann", "tier": "gold", "limits": {"requests_per_day": 7}}
         effective = (await desk.ask("POST", "/admin/users", given, status=201))["effective_limits"]
         assert (effective["requests_per_day"], effective["tokens_per_month"]) == (7, 5000)
+
+    @pytest.mark.req("E19")
+    async def test_zero_is_no_limit_over_the_tiers_and_null_is_the_tiers_again(self, desk: Desk) -> None:
+        given = {"user_id": "ann", "tier": "gold", "limits": {"tokens_per_month": 0}}
+        made = await desk.ask("POST", "/admin/users", given, status=201)
+        assert (made["limits"]["tokens_per_month"], made["limits"]["requests_per_day"]) == (0, None)
+        assert (
+            made["effective_limits"]["tokens_per_month"],
+            made["effective_limits"]["requests_per_day"],
+        ) == (0, 100)
+        windows = (await desk.ask("GET", "/admin/users/ann/quota"))["windows"]
+        assert [(window["measure"], window["limit"]) for window in windows] == [("requests", 100)]
+        changes = {"limits": {"tokens_per_month": None, "requests_per_day": 0}}
+        changed = await desk.ask("PATCH", "/admin/users/ann", changes)
+        assert (changed["limits"]["tokens_per_month"], changed["limits"]["requests_per_day"]) == (None, 0)
+        windows = (await desk.ask("GET", "/admin/users/ann/quota"))["windows"]
+        assert [(window["measure"], window["limit"]) for window in windows] == [("tokens", 5000)]
 
     @pytest.mark.parametrize(
         ("body", "param"),

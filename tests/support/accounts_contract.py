@@ -55,7 +55,8 @@ class AccountsContract:
         await accounts.save_user(bare)
         await accounts.save_user(ANN)
         assert await accounts.users() == [ANN, bare]
-        changed = User(user_id="ann", name="Anna", created_at=1.0)
+        said = Limits(requests_per_day=0, requests_per_month=0, tokens_per_day=3)  # 0 is something else than nothing
+        changed = User(user_id="ann", name="Anna", created_at=1.0, limits=said)
         await accounts.save_user(changed)
         assert await accounts.users() == [changed, bare]
 

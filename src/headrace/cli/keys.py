@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from headrace.cli.limits import LIMIT_OPTIONS, chosen_limits, told_limits
+from headrace.cli.limits import KEY_LIMITS, chosen_limits, told_limits
 from headrace.cli.moments import ahead, told_moment
 from headrace.cli.office import Office, asks_the_office, segment, with_options
 from headrace.cli.tables import show_fields, show_table
@@ -88,7 +88,7 @@ _with_terms = with_options(
             ],
             None,
         ),
-        **LIMIT_OPTIONS,
+        **KEY_LIMITS,
     },
     _terms,
 )

@@ -6,29 +6,50 @@ from typing import Annotated, Any
 
 import typer
 
-
-def _limit(what: str, *names: str) -> tuple[Any, None]:
-    text = f"At most so many {what}; 0: no limit of its own."
-    return Annotated[int | None, typer.Option(*names, min=0, metavar="NUMBER", help=text)], None
-
-
-LIMIT_OPTIONS = {
-    "requests_per_minute": _limit("requests in a minute", "--rpm"),
-    "requests_per_day": _limit("requests in a day (of UTC)", "--requests-per-day"),
-    "requests_per_month": _limit("requests in a month", "--requests-per-month"),
-    "tokens_per_minute": _limit("tokens in a minute", "--tpm"),
-    "tokens_per_day": _limit("tokens in a day", "--tokens-per-day"),
-    "tokens_per_month": _limit("tokens in a month", "--tokens-per-month"),
-    "concurrency": _limit("requests at once", "--concurrency"),
+INHERIT = "inherit"
+_OPTIONS = {
+    "requests_per_minute": ("--rpm", "requests in a minute"),
+    "requests_per_day": ("--requests-per-day", "requests in a day (of UTC)"),
+    "requests_per_month": ("--requests-per-month", "requests in a month"),
+    "tokens_per_minute": ("--tpm", "tokens in a minute"),
+    "tokens_per_day": ("--tokens-per-day", "tokens in a day"),
+    "tokens_per_month": ("--tokens-per-month", "tokens in a month"),
+    "concurrency": ("--concurrency", "requests at once"),
 }
 
 
-def chosen_limits(chosen: dict[str, Any]) -> dict[str, int]:
-    """Those that were given, by the names that the API has for them."""
-    return {name: chosen[name] for name in LIMIT_OPTIONS if chosen[name] is not None}
+def _number(text: str) -> int | str:
+    if text == INHERIT:
+        return text
+    if not text.isdecimal():
+        raise typer.BadParameter(f"{text!r} is neither a number from 0 on nor {INHERIT!r}.")
+    return int(text)
 
 
-def told_limits(limits: dict[str, int]) -> str:
+def _limit(name: str, what: str, zero: str) -> tuple[Any, None]:
+    text = f"At most so many {what}; {zero}."
+    option = typer.Option(name, parser=_number, metavar="NUMBER", help=text)
+    return Annotated[Any, option], None
+
+
+def _options(zero: str) -> dict[str, tuple[Any, None]]:
+    return {limit: _limit(name, what, zero) for limit, (name, what) in _OPTIONS.items()}
+
+
+USER_LIMITS = _options(f"0: no limit, whatever the tier says; {INHERIT}: what the tier says")
+KEY_LIMITS = _options("0: no limit of its own")
+
+
+def chosen_limits(chosen: dict[str, Any]) -> dict[str, int | None]:
+    """Those that were given, by the names that the API has for them; None: what stands above it is to hold."""
+    return {
+        name: None if chosen[name] == INHERIT else chosen[name]
+        for name in _OPTIONS
+        if chosen[name] is not None
+    }
+
+
+def told_limits(limits: dict[str, int | None]) -> str:
     """Limits in one line."""
     told = [f"{value} {name.replace('_', ' ')}" for name, value in limits.items() if value]
     return ", ".join(told) or "none"

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from headrace.cli.limits import LIMIT_OPTIONS, chosen_limits
+from headrace.cli.limits import USER_LIMITS, chosen_limits
 from headrace.cli.moments import told_moment
 from headrace.cli.office import Office, asks_the_office, segment, with_options
 from headrace.cli.tables import show_table
@@ -34,14 +34,14 @@ def show(office: Office, user_id: UserArgument) -> None:
 
 
 @asks_the_office
-@with_options("limits", LIMIT_OPTIONS, chosen_limits)
-def set_(office: Office, user_id: UserArgument, limits: dict[str, int]) -> None:
+@with_options("limits", USER_LIMITS, chosen_limits)
+def set_(office: Office, user_id: UserArgument, limits: dict[str, int | None]) -> None:
     """Set limits of a user, over those of its tier, at once. What isn't named stays as it is.
 
     \b
     Examples:
       headrace quota set ann --requests-per-day 1000 --tokens-per-month 2000000
-      headrace quota set ann --rpm 0
+      headrace quota set ann --rpm 0 --tokens-per-day inherit
     """
     if not limits:
         raise typer.BadParameter("Name a limit, such as --rpm 60.")

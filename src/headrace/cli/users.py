@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from headrace.cli.limits import LIMIT_OPTIONS, chosen_limits, told_limits
+from headrace.cli.limits import USER_LIMITS, chosen_limits, told_limits
 from headrace.cli.moments import told_moment
 from headrace.cli.office import Office, asks_the_office, segment, with_options
 from headrace.cli.tables import show_fields, show_table
@@ -56,7 +56,7 @@ _with_traits = with_options(
             ],
             None,
         ),
-        **LIMIT_OPTIONS,
+        **USER_LIMITS,
     },
     _traits,
 )
@@ -65,7 +65,7 @@ _with_traits = with_options(
 @asks_the_office
 @_with_traits
 def add(office: Office, user_id: UserArgument, traits: dict[str, Any]) -> None:
-    """Add a user. Limits of its own go over those of its tier.
+    """Add a user. Limits of its own go over those of its tier; where it has none, the tier's hold.
 
     \b
     Examples:
@@ -113,7 +113,7 @@ def set_(office: Office, user_id: UserArgument, traits: dict[str, Any]) -> None:
     \b
     Examples:
       headrace user set ann --inactive
-      headrace user set ann --tier gold --rpm 0
+      headrace user set ann --tier gold --rpm inherit
     """
     if not traits:
         raise typer.BadParameter("Name something to change.")

@@ -249,10 +249,8 @@ class AccountBook:
             return key
 
     def limits_of(self, user: User) -> Limits:
-        """What *user* is held to: its own limits, each where it is set, over its tier's."""
-        tier = self._tiers.get(user.tier, self._default).limits
-        own = {name: value for name in Limits.__struct_fields__ if (value := getattr(user.limits, name))}
-        return replace(tier, **own)
+        """What *user* is held to: its own limits, each where it says something, over its tier's."""
+        return user.limits.over(self._tiers.get(user.tier, self._default).limits)
 
     def windows_of(self, user: User, keys: Sequence[ManagedKey] = ()) -> tuple[Window, ...]:
         """What is counted for *user*, and for each of its *keys* by itself."""

@@ -52,23 +52,32 @@ class Window(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What one key or user may use; 0 is no limit."""
+    """What one key or user may use. 0: no limit. None: nothing is said, and what stands above it holds: for a user its tier, for
+    a tier nothing; a key has nothing above it, for its user's limits hold beside its own."""
 
-    requests_per_minute: int = 0
-    requests_per_day: int = 0
-    requests_per_month: int = 0
-    tokens_per_minute: int = 0
-    tokens_per_day: int = 0
-    tokens_per_month: int = 0
-    concurrency: int = 0
+    requests_per_minute: int | None = None
+    requests_per_day: int | None = None
+    requests_per_month: int | None = None
+    tokens_per_minute: int | None = None
+    tokens_per_day: int | None = None
+    tokens_per_month: int | None = None
+    concurrency: int | None = None
 
     def windows(self, subject: str) -> tuple[Window, ...]:
         """The windows that these limits mean for *subject*."""
         return tuple(
             Window(subject, measure, period, limit)
             for name, measure, period in _WINDOWS
-            if (limit := getattr(self, name)) > 0
+            if (limit := getattr(self, name))
         )
+
+    def over(self, others: Limits) -> Limits:
+        """These, and where they say nothing what *others* say; 0 where nobody says anything."""
+        said = {}
+        for name in self.__struct_fields__:
+            own, other = getattr(self, name), getattr(others, name)
+            said[name] = (other or 0) if own is None else own
+        return Limits(**said)
 
 
 def entry_and_tokens(windows: tuple[Window, ...]) -> tuple[tuple[Window, ...], tuple[Window, ...]]:

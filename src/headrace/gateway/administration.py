@@ -54,15 +54,15 @@ class Administration:
 
 
 class LimitChanges(Struct, frozen=True, forbid_unknown_fields=True):
-    """Limits as a request gives them: those that it doesn't name stay as they are; 0 is no limit."""
+    """Limits as a request gives them: those that it doesn't name stay as they are; 0 is no limit, and null what stands above it."""
 
-    requests_per_minute: Limit | UnsetType = UNSET
-    requests_per_day: Limit | UnsetType = UNSET
-    requests_per_month: Limit | UnsetType = UNSET
-    tokens_per_minute: Limit | UnsetType = UNSET
-    tokens_per_day: Limit | UnsetType = UNSET
-    tokens_per_month: Limit | UnsetType = UNSET
-    concurrency: Limit | UnsetType = UNSET
+    requests_per_minute: Limit | UnsetType | None = UNSET
+    requests_per_day: Limit | UnsetType | None = UNSET
+    requests_per_month: Limit | UnsetType | None = UNSET
+    tokens_per_minute: Limit | UnsetType | None = UNSET
+    tokens_per_day: Limit | UnsetType | None = UNSET
+    tokens_per_month: Limit | UnsetType | None = UNSET
+    concurrency: Limit | UnsetType | None = UNSET
 
     def limits(self) -> Limits:
         """What they are where nothing was before."""

@@ -113,8 +113,9 @@ async def test_another_connection_sees_what_was_saved_when_the_call_returned(ope
     [
         ("monthly", "NULL, NULL", Limits(requests_per_month=100, tokens_per_month=5000)),
         ("daily", "NULL, NULL", Limits(requests_per_day=100, tokens_per_day=5000)),
-        ("daily", "7, 0", Limits(requests_per_day=7, tokens_per_day=5000)),
-        ("monthly", "7, 8", Limits(0, 7, 100, 0, 8, 5000)),
+        ("daily", "7, NULL", Limits(requests_per_day=7, tokens_per_day=5000)),
+        ("daily", "7, 0", Limits(requests_per_day=7, tokens_per_day=0)),
+        ("monthly", "7, 8", Limits(None, 7, 100, None, 8, 5000)),
     ],
 )
 async def test_reset_frequency_says_which_period_the_limits_bind(

@@ -148,9 +148,7 @@ def _put(connection: Connection, table: Table, key: str, values: dict[str, Any])
 
 def _quota(user: User) -> dict[str, Any]:
     """The row of a user's limits: those of a month stand in the columns that the other ones override."""
-    limits: dict[str, Any] = {
-        name: value or None for name, value in msgspec.structs.asdict(user.limits).items()
-    }
+    limits = msgspec.structs.asdict(user.limits)
     requests, tokens = limits.pop("requests_per_month"), limits.pop("tokens_per_month")
     return limits | {
         "user_id": user.user_id,
@@ -164,11 +162,12 @@ def _quota(user: User) -> dict[str, Any]:
 
 
 def _user(values: RowMapping) -> User:
-    limits = {name: values[name] or 0 for name in _LIMITS}
+    limits = {name: values[name] for name in _LIMITS}
     period = {"daily": "day", "monthly": "month"}.get(values["reset_frequency"] or "")
     if period:
         for short, name in (("request_limit", "requests_per_"), ("token_limit", "tokens_per_")):
-            limits[name + period] = limits[name + period] or values[short] or 0
+            if limits[name + period] is None:
+                limits[name + period] = values[short]
     return User(
         user_id=values["user_id"],
         name=values["name"],
@@ -182,7 +181,7 @@ def _user(values: RowMapping) -> User:
 
 def _key(row: RowMapping) -> ManagedKey:
     values = dict(row)
-    limits = Limits(**{name: values.pop(name) or 0 for name in _LIMITS})
+    limits = Limits(**{name: values.pop(name) for name in _LIMITS})
     scopes = msgspec.json.decode(values.pop("scopes"), type=tuple[Scope, ...])
     models = msgspec.json.decode(values.pop("models"), type=tuple[str, ...])
     return ManagedKey(**values, limits=limits, scopes=scopes, models=models)

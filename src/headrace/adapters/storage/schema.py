@@ -45,18 +45,18 @@ def _count(name: str, comment: str) -> Column[int]:
     return Column(name, BigInteger, nullable=False, server_default="0", comment=comment)
 
 
-def _limits() -> list[Column[int]]:
-    """The columns of `domain.quota.Limits`, under its names."""
+def _limits(unset: str) -> list[Column[int]]:
+    """The columns of `domain.quota.Limits`, under its names. *unset*: what NULL means."""
     return [
-        Column(name, BigInteger, comment=f"{what}; NULL or 0: {none}.")
-        for name, what, none in (
-            ("requests_per_minute", "Requests in a minute at most", "no limit"),
-            ("requests_per_day", "Requests in a day of UTC at most", "no limit"),
-            ("requests_per_month", "Requests in a month of UTC at most", "no limit"),
-            ("tokens_per_minute", "Tokens in a minute at most", "no limit"),
-            ("tokens_per_day", "Tokens in a day of UTC at most", "no limit"),
-            ("tokens_per_month", "Tokens in a month of UTC at most", "no limit"),
-            ("concurrency", "Requests that run at once at most", "no limit"),
+        Column(name, BigInteger, comment=f"{what} at most; 0: no limit; NULL: {unset}.")
+        for name, what in (
+            ("requests_per_minute", "Requests in a minute"),
+            ("requests_per_day", "Requests in a day of UTC"),
+            ("requests_per_month", "Requests in a month of UTC"),
+            ("tokens_per_minute", "Tokens in a minute"),
+            ("tokens_per_day", "Tokens in a day of UTC"),
+            ("tokens_per_month", "Tokens in a month of UTC"),
+            ("concurrency", "Requests that run at once"),
         )
     ]
 
@@ -96,12 +96,12 @@ quotas = Table(
     Column(
         "request_limit",
         BigInteger,
-        comment="Requests in the period that reset_frequency names at most; NULL or 0: no limit.",
+        comment="Requests in the period that reset_frequency names at most; 0: no limit; NULL: what its tier says.",
     ),
     Column(
         "token_limit",
         BigInteger,
-        comment="Tokens in the period that reset_frequency names at most; NULL or 0: no limit.",
+        comment="Tokens in the period that reset_frequency names at most; 0: no limit; NULL: what its tier says.",
     ),
     Column(
         "reset_frequency",
@@ -112,8 +112,8 @@ quotas = Table(
         comment="Which period request_limit and token_limit bind: `daily` or `monthly`. The columns below that name a period "
         "win over them.",
     ),
-    *_limits(),
-    comment="What a user may use; what a tier says holds where a user has no limit of its own.",
+    *_limits("what its tier says"),
+    comment="What a user may use; what its tier says holds where nothing is said here.",
 )
 
 keys = Table(
@@ -146,7 +146,7 @@ keys = Table(
         server_default="[]",
         comment="Which models it may use: JSON list of patterns; empty: all.",
     ),
-    *_limits(),
+    *_limits("no limit of its own"),
     Column("priority", Integer, nullable=False, server_default="0", comment="Its priority class."),
     Column("created_at", Double, nullable=False, comment="When it was made."),
     Column("expires_at", Double, comment="From when on it no longer opens; NULL: never."),
