@@ -24,6 +24,7 @@ from headrace.control.access import FIRST_KEY_FILE
 from headrace.settings import Settings
 from headrace.testing import Script
 from support.command_line import Engine, Result
+from support.servers import postgres
 from support.servers.redis import redis_server
 
 NOW = 1_800_000_000.0
@@ -196,6 +197,15 @@ def test_a_database_and_a_redis_that_are_not_there(tmp_path: Path, port: int) ->
     found = examine(tmp_path, port, text=text)
     assert (found.level("database"), found.level("quota")) == ("failed", "failed")
     assert not any("secret" in finding.detail + finding.advice for finding in found.by_name.values())
+
+
+@pytest.mark.slow
+def test_a_postgresql_that_is_there(tmp_path: Path, port: int) -> None:
+    with postgres.running() as server:
+        text = f'[storage]\nurl = "{server.database()}"\n'
+        found = examine(tmp_path, port, text=text)
+    assert (found.level("database"), found.level("clocks")) == ("ok", "ok")
+    assert "has schema none; the next start" in found.by_name["database"].detail
 
 
 def test_a_redis_that_is_there_and_one_that_wants_a_password(tmp_path: Path, port: int) -> None:

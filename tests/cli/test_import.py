@@ -6,12 +6,15 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from headrace.cli.importing_yaml import MOST_BYTES, read_yaml
 from headrace.kernel.errors import HeadraceError
-from support.command_line import Result
+from headrace.testing import Script
+from support.command_line import Engine, Result
+from support.service import Service
 
 Command = Callable[..., Result]
 SECRET = "sk-very-secret-0123456789"
@@ -50,6 +53,35 @@ def test_the_result_is_one_that_the_settings_take(
     (tmp_path / "headrace.toml").write_text(whole.out)
     assert headrace("config", "check").status == 0
     assert SECRET not in headrace("config", "show").out
+
+
+@pytest.mark.slow
+def test_a_service_with_the_result_answers_by_the_same_names(
+    headrace: Command, serve: Callable[[Script], Engine], tmp_path: Path
+) -> None:
+    engine = serve(Script(dialect="openai", models=("org/real",), checks_model=True, text="from the first"))
+    other = serve(Script(dialect="openai", models=("spare",), checks_model=True, text="from the second"))
+    (tmp_path / "config.yaml").write_text(f"""
+model_list:
+  - {{model_name: chat, litellm_params: {{model: hosted_vllm/org/real, api_base: "{engine.url}/v1"}}}}
+  - {{model_name: spare, litellm_params: {{model: openai/spare, api_base: "{other.url}"}}}}
+router_settings:
+  model_group_alias: {{gpt-4: chat}}
+  fallbacks: [{{chat: [spare]}}]
+""")
+    made = headrace("import", "litellm", "config.yaml").out
+    with Service(tmp_path / "service", made) as service:
+        client = service.client()
+
+        def said(model: str) -> str | None:
+            messages: Any = [{"role": "user", "content": "hi"}]
+            return client.chat.completions.create(model=model, messages=messages).choices[0].message.content
+
+        assert [said(model) for model in ("chat", "gpt-4", "spare")] == ["from the first"] * 2 + [
+            "from the second"
+        ]
+        engine.stop()
+        assert [said(model) for model in ("chat", "gpt-4")] == ["from the second"] * 2
 
 
 def test_a_file_that_is_there_stays(headrace: Command, tmp_path: Path) -> None:
