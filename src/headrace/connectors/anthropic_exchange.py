@@ -270,7 +270,7 @@ def failure_of(what: Meaning, error: ApiError, when: str, retry_after_s: float |
             "The backend doesn't work for our account: it is out of credit, or its limit is reached."
         )
     if what is Meaning.KEY:
-        return NotSent("The backend refused our credentials.")
+        return NotSent("The backend refused our credentials.", refused_key=True)
     return Lost(f"{when}: {error.message[:MAX_MESSAGE_CHARS]}" if error.message else f"{when}.")
 
 

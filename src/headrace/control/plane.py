@@ -81,6 +81,11 @@ class LocalControlPlane(Placing):
         return self._room.oldest_age_s()
 
     @property
+    def shares_remembered(self) -> int:
+        """Keys for which the queue remembers what they were granted."""
+        return self._queue.remembered
+
+    @property
     def running(self) -> int:
         """Grants that aren't finished."""
         return len(self._running)
@@ -342,7 +347,7 @@ class LocalControlPlane(Placing):
     def _noticed(self, grant: Grant, failure: Failure) -> None:
         """The backend did something wrong, or was busy."""
         self.health.failed(grant, failure)
-        if isinstance(failure, NotSent):
+        if isinstance(failure, NotSent) and not failure.refused_key:
             self.on_unreachable(grant.target, failure.reason)
 
     def _went_well(self, grant: Grant, outcome: Outcome) -> None:
