@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,10 @@ model = "share"
 target = "llama"
 strategy = "weighted"
 weights = { cpu = 0, gpu = 3, eu = 1 }
+[[routes]]
+model = "quick"
+target = "llama"
+strategy = "latency"
 """
 
 
@@ -107,6 +111,16 @@ async def test_weights_divide_the_work(house: House) -> None:
     started = {name: engine.stats.started for name, engine in house.engines.items()}
     assert started["cpu"] == 0
     assert started["gpu"] > started["eu"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.req("C17")
+async def test_latency_sends_most_to_those_that_are_quick(house: House) -> None:
+    house.engines["gpu"].script = replace(house.engines["gpu"].script, delay_s=0.5)
+    for _ in range(40):
+        assert (await house.service.ask("quick", stream=True)).status == 200
+    slow = house.engines["gpu"].stats.started
+    assert 1 <= slow <= 10, "it is found out, and looked at again now and then"
 
 
 async def test_a_session_stays_with_its_backend(house: House) -> None:

@@ -73,9 +73,10 @@ async def composed(home: Path, config: str) -> AsyncIterator[Composed]:
     settings = await asyncio.to_thread(_settings, home, config)
     catalog = Catalog.from_environment(settings.cache, os.environ)
     backend = choose("sqlite", settings.home)
-    async with running(settings, bind("127.0.0.1", 0), catalog, backend) as service:
-        yield Composed(service)
-        await until(lambda: not service.inference.active)
+    with contextlib.closing(bind("127.0.0.1", 0)) as listening:
+        async with running(settings, listening, catalog, backend) as service:
+            yield Composed(service)
+            await until(lambda: not service.inference.active)
 
 
 def _settings(home: Path, config: str) -> Settings:
