@@ -56,17 +56,32 @@ async def open_kept(
     retention = Retention(records, journal, clock, records_s=settings.storage.records_retention)
     stack.push_async_callback(retention.close)
     retention.start()
-    return Kept(SqlAccounts(database), SqlRoutes(database, clock), records, ledger, _gauges(records, ledger))
+    gauges = _database_gauges(database, records, journal) | _ledger_gauges(ledger)
+    return Kept(SqlAccounts(database), SqlRoutes(database, clock), records, ledger, gauges)
 
 
-def _gauges(records: SqlRecords, ledger: MemoryLedger | RedisLedger) -> dict[str, Callable[[], float]]:
-    unwritten = (lambda: ledger.unwritten) if isinstance(ledger, MemoryLedger) else (lambda: ledger.unsettled)
+def _database_gauges(
+    database: Database, records: SqlRecords, journal: SqlJournal
+) -> dict[str, Callable[[], float]]:
     return {
         "headrace_records_buffered": lambda: records.buffered,
+        "headrace_records_lag_seconds": lambda: records.lag_s,
         "headrace_records_dropped_total": lambda: records.dropped,
+        "headrace_journal_buffered": lambda: journal.buffered,
+        "headrace_database_writes_waiting": lambda: database.queued[0],
+        "headrace_database_writes_waiting_bytes": lambda: database.queued[1],
+        "headrace_database_reads_waiting": lambda: database.reads_queued,
+    }
+
+
+def _ledger_gauges(ledger: MemoryLedger | RedisLedger) -> dict[str, Callable[[], float]]:
+    unwritten = (lambda: ledger.unwritten) if isinstance(ledger, MemoryLedger) else (lambda: ledger.unsettled)
+    return {
         "headrace_ledger_open_reservations": lambda: ledger.open_reservations,
         "headrace_ledger_waiting": lambda: ledger.waiting,
         "headrace_ledger_unwritten": unwritten,
+        "headrace_ledger_windows": lambda: ledger.windows,
+        "headrace_ledger_remembered": lambda: ledger.remembered,
     }
 
 

@@ -39,8 +39,9 @@ from headrace.gateway.app import build_app
 from headrace.gateway.cors import OriginPolicy
 from headrace.gateway.gate import ConnectionLimits
 from headrace.gateway.guard import AddressGuard
-from headrace.gateway.listener import Listener, bind, raise_open_files_limit
+from headrace.gateway.listener import Listener, bind
 from headrace.gateway.metrics import Counted, MetricsRoute
+from headrace.gateway.open_files import hard_limit, needed_for, raise_open_files_limit, room_in
 from headrace.gateway.problems import problem
 from headrace.gateway.requests import BodyLimits
 from headrace.gateway.security import SecurityEvents
@@ -71,7 +72,7 @@ def serve(settings: Settings, *, banner: Callable[[str], None], progress: Progre
         ConfigError: an upstream's settings can't work.
     """
     configure_logging(settings.log.level, as_json=settings.log.format == "json")
-    raise_open_files_limit()
+    _take_open_files(settings.server.max_connections)
     listening = bind(settings.server.host, settings.server.port)
     catalog = Catalog.from_environment(settings.cache, os.environ)
     try:
@@ -167,7 +168,7 @@ async def running(
             refusals=lambda: metered.refusals,
             connections=lambda: service.listener.connections,
             answering=lambda: service.listener.answering,
-            gauges=kept.gauges,
+            gauges={**kept.gauges, **_quota_gauges(metered)},
         )
         app = build_app(
             lane=lane,
@@ -274,6 +275,29 @@ async def _models(
     stack.push_async_callback(discovery.close)
     await discovery.start(watched)
     return discovery
+
+
+def _take_open_files(max_connections: int) -> None:
+    """As many as there may be; the log says where these are fewer than the clients that are let in can take."""
+    raise_open_files_limit()
+    granted, needed = hard_limit(), needed_for(max_connections)
+    if granted is not None and granted < needed:
+        log.warning(
+            "the system grants fewer open files than server.max_connections can take",
+            action="service.open_files",
+            granted=granted,
+            needed=needed,
+            room_for_connections=room_in(granted),
+        )
+
+
+def _quota_gauges(metered: QuotaPlane) -> dict[str, Callable[[], float]]:
+    tokens = metered.tokens
+    return {
+        "headrace_quota_reserved_tokens_total": lambda: tokens.reserved,
+        "headrace_quota_settled_tokens_total": lambda: tokens.settled,
+        "headrace_quota_open_tokens": lambda: tokens.open,
+    }
 
 
 def _let_in(keys: KeyRing, settings: Settings) -> tuple[str, bool] | None:

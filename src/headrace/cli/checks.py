@@ -14,6 +14,7 @@ from headrace.cli.checks_finding import Finding, Level
 from headrace.cli.checks_gateway import gateway
 from headrace.cli.checks_through import through
 from headrace.engine.catalog import Catalog
+from headrace.gateway.open_files import hard_limit
 from headrace.kernel.errors import ConfigError
 from headrace.settings import Settings, load
 
@@ -60,7 +61,7 @@ class Doctor:
         skews: dict[str, float] = {}
         found += machine.settings_read(settings)
         found += [machine.data_folder(settings.home), machine.disk_space(settings.cache)]
-        found.append(machine.open_files(settings.server.max_connections))
+        found.append(machine.open_files(settings.server.max_connections, hard_limit()))
         found += self._kept(settings, skews)
         found += self._engines(settings)
         if settings.ollama.probe:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import shutil
 import stat
 import sys
@@ -15,6 +14,7 @@ from headrace.cli.checks_finding import Finding, Level
 from headrace.control.access import FIRST_KEY_FILE
 from headrace.engine.catalog import Catalog
 from headrace.engine.sources.demo import DEMO_WHEEL
+from headrace.gateway.open_files import needed_for, room_in
 from headrace.kernel.errors import StartupError
 from headrace.kernel.units import format_bytes
 from headrace.settings import Engine, Settings
@@ -27,9 +27,6 @@ _YEAR_S = 365.25 * 86400
 _EARLIEST = 56 * _YEAR_S
 _LATEST = 130 * _YEAR_S
 MOST_SKEW_S = 5.0
-_FILES_A_CLIENT = 2
-"""A client's connection, and that to its backend."""
-_FILES_OF_OUR_OWN = 128
 
 
 def clock(now: float) -> Finding:
@@ -96,19 +93,17 @@ def disk_space(cache: Path) -> Finding:
     return Finding(name, Level.OK, detail)
 
 
-def open_files(max_connections: int, hard_limit: int | None = None) -> Finding:
-    """Whether the service may open as many files as its clients take. *hard_limit*: None: this process's."""
+def open_files(max_connections: int, granted: int | None) -> Finding:
+    """Whether the service may open as many files as its clients take. *granted*: None: as many as it likes."""
     name = "open files"
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1] if hard_limit is None else hard_limit
-    needed = max_connections * _FILES_A_CLIENT + _FILES_OF_OUR_OWN
-    if most == resource.RLIM_INFINITY or most >= needed:
+    needed = needed_for(max_connections)
+    if granted is None or granted >= needed:
         return Finding(name, Level.OK, "as many as server.max_connections takes")
-    room = max(1, (most - _FILES_OF_OUR_OWN) // _FILES_A_CLIENT)
     return Finding(
         name,
         Level.WARNING,
-        f"The system grants {most}; server.max_connections = {max_connections} can take {needed}.",
-        f"Raise the hard limit (LimitNOFILE={needed} in a systemd unit), or set server.max_connections to {room}.",
+        f"The system grants {granted}; server.max_connections = {max_connections} can take {needed}.",
+        f"Raise the hard limit (LimitNOFILE={needed} in a systemd unit), or set server.max_connections to {room_in(granted)}.",
     )
 
 

@@ -38,6 +38,15 @@ _ENTRY, _TOKENS = "/entry", "/tokens"
 """What its two reservations are called, after the request."""
 
 
+class TokenCount(msgspec.Struct):
+    """Tokens of requests that are held to limits of them. reserved, settled: since the start. open: reserved for those that
+    haven't ended."""
+
+    reserved: int = 0
+    settled: int = 0
+    open: int = 0
+
+
 class QuotaPlane(ControlPlane):
     """A control plane that asks *ledger* before and after *placing* grants. Who has no limits passes it by.
 
@@ -60,6 +69,7 @@ class QuotaPlane(ControlPlane):
         self._secret_models = secret_models
         self.held: dict[str, _Held] = {}
         self.refusals: dict[str, int] = {}
+        self.tokens = TokenCount()
 
     def admit(self, ask: Ask, told: Admission) -> Waiting:
         """See the port."""
@@ -129,6 +139,7 @@ class _Held(msgspec.Struct, eq=False):
     """One request that is held to limits, from the question to the settlement: an `Admission`, and a `Waiting`.
 
     entered, reserved: what is reserved of the windows of its entry, and of its tokens. executed: it was granted, and passed on.
+    needed: tokens that are reserved for it.
     """
 
     owner: QuotaPlane
@@ -141,6 +152,7 @@ class _Held(msgspec.Struct, eq=False):
     withdrawn: bool = False
     standings: tuple[Standing, ...] = ()
     grant: Grant | None = None
+    needed: int = 0
 
     def withdraw(self) -> None:
         """See the port."""
@@ -164,6 +176,9 @@ class _Held(msgspec.Struct, eq=False):
         if self.reserved:
             self.reserved = False
             ledger.settle(request_id + _TOKENS, {_OF_TOKENS: tokens})
+            counted = self.owner.tokens
+            counted.settled += tokens
+            counted.open -= self.needed
 
     def peeked(self, verdict: Verdict) -> None:
         """How the windows of its tokens stand."""
@@ -209,7 +224,7 @@ class _Held(msgspec.Struct, eq=False):
             self._pass_on(grant)
             return
         self.grant = grant
-        needed = ask.estimated_tokens or 1
+        self.needed = needed = ask.estimated_tokens or 1
         charges = [Charge(window, needed) for window in windows]
         self.owner.ledger.reserve(ask.request_id + _TOKENS, charges, self._tokens_decided)
 
@@ -218,6 +233,10 @@ class _Held(msgspec.Struct, eq=False):
         assert grant is not None, "its tokens are reserved once it is granted"
         placing = self.owner.placing
         granted = self.reserved = not (verdict.refused or verdict.unavailable)
+        if granted:
+            counted = self.owner.tokens
+            counted.reserved += self.needed
+            counted.open += self.needed
         if self.withdrawn:
             placing.finish(grant, Outcome(Ending.CANCELLED, Usage(), status=0))
             self._give_back()
@@ -267,6 +286,7 @@ class _Held(msgspec.Struct, eq=False):
         if self.reserved:
             self.reserved = False
             ledger.release(request_id + _TOKENS)
+            self.owner.tokens.open -= self.needed
 
 
 class _Nothing(Waiting):

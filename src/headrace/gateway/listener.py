@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
-import resource
 import socket
 from functools import partial
 from typing import cast
@@ -45,16 +43,6 @@ def bind(host: str, port: int) -> socket.socket:
         raise StartupError(_bind_failure(host, port, error)) from None
     listening.setblocking(False)
     return listening
-
-
-def raise_open_files_limit() -> None:
-    """Let this process open as many files as the system allows it: a client takes one, and its backend another.
-
-    A shell's usual 1,024 would be gone at 500 streams: clients would wait unaccepted, and backends look unreachable.
-    """
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # some systems name a limit that they don't grant
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class Listener:

@@ -82,6 +82,7 @@ class Counted:
         yield table.REQUESTS, [((ending.value,), totals.requests[ending]) for ending in Ending]
         yield table.REFUSALS, _by_code(totals.refusals, self.refusals())
         yield table.TOKENS, [((kind,), count) for kind, count in tokens.items()]
+        yield table.TOKENS_PROCESSED, _one(sum(tokens.values()))
         yield table.EXECUTIONS, _one(totals.executions)
         yield table.QUEUED, _one(totals.queued)
         yield table.WITHDRAWN, _one(totals.withdrawn)
@@ -89,6 +90,7 @@ class Counted:
         waiting = control.waiting_by_class
         yield table.WAITING, [((priority.name.lower(),), count) for priority, count in waiting.items()]
         yield table.OLDEST_WAIT, _one(control.oldest_wait_s)
+        yield table.SHARES, _one(control.shares_remembered)
 
     def _retries(self) -> Iterator[tuple[Metric, Iterable[Sample]]]:
         retried = self.control.totals.retries

@@ -17,6 +17,11 @@ REFUSALS = Metric(
     ("code",),
 )
 TOKENS = Metric("headrace_tokens_total", _C, "Tokens that were charged.", ("kind",))
+TOKENS_PROCESSED = Metric(
+    "ml_tokens_processed_total",
+    _C,
+    "`headrace_tokens_total` of both kinds, by the name that autoscalers ask for.",
+)
 EXECUTIONS = Metric("headrace_executions_total", _C, "Times that a request was sent to a node.")
 QUEUED = Metric("headrace_queued_total", _C, "Requests that had to wait for a place.")
 WITHDRAWN = Metric("headrace_withdrawn_total", _C, "Requests whose client left while they waited.")
@@ -24,6 +29,9 @@ RUNNING = Metric("headrace_running", _G, "Requests that run on a node now.")
 WAITING = Metric("headrace_waiting", _G, "Requests in the queue now, by class.", ("priority",))
 OLDEST_WAIT = Metric(
     "headrace_oldest_wait_seconds", _G, "How long the oldest request in the queue has waited."
+)
+SHARES = Metric(
+    "headrace_shares_remembered", _G, "Keys for which the queue remembers what they had of the places."
 )
 NODES = Metric("headrace_nodes", _G, "Nodes, by state.", ("state",))
 NODE_STATE = Metric(
@@ -114,12 +122,14 @@ ALWAYS = (
     REQUESTS,
     REFUSALS,
     TOKENS,
+    TOKENS_PROCESSED,
     EXECUTIONS,
     QUEUED,
     WITHDRAWN,
     RUNNING,
     WAITING,
     OLDEST_WAIT,
+    SHARES,
     NODES,
     NODE_STATE,
     NODE_UP,
@@ -153,7 +163,37 @@ OPTIONAL = (
     ),
     Metric("headrace_ledger_waiting", _G, "Reservations that wait for a commit, or for the network."),
     Metric("headrace_ledger_unwritten", _G, "Charges that the ledger's journal or server hasn't got yet."),
+    Metric("headrace_ledger_windows", _G, "Windows that the ledger counts in this process's memory."),
+    Metric(
+        "headrace_ledger_remembered", _G, "Reservations that ended, and are known in case they come again."
+    ),
+    Metric(
+        "headrace_quota_reserved_tokens_total",
+        _C,
+        "Tokens that were reserved for requests of keys and users with a limit of tokens: what they might need at most.",
+    ),
+    Metric(
+        "headrace_quota_settled_tokens_total", _C, "Tokens that these were charged for when they had ended."
+    ),
+    Metric(
+        "headrace_quota_open_tokens",
+        _G,
+        "Of the reserved ones, those of requests that haven't ended: anything above 0 while nothing runs is a leak.",
+    ),
+    Metric(
+        "headrace_journal_buffered", _G, "Entries and windows of the journal that aren't in the database yet."
+    ),
+    Metric(
+        "headrace_database_writes_waiting", _G, "Transactions that wait for the database's writer, or run."
+    ),
+    Metric("headrace_database_writes_waiting_bytes", _G, "About how large they are."),
+    Metric("headrace_database_reads_waiting", _G, "Reads that wait for the database, or run."),
     Metric("headrace_records_buffered", _G, "Records of requests that aren't in the database yet."),
+    Metric(
+        "headrace_records_lag_seconds",
+        _G,
+        "How long ago the oldest request ended whose record isn't in the database yet.",
+    ),
     Metric("headrace_records_dropped_total", _C, "Records of requests that were given up."),
 )
 """Those of parts that not every service has: they are there where the part is."""

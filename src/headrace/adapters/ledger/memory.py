@@ -102,6 +102,11 @@ class MemoryLedger(QuotaLedger):
         """Windows in memory."""
         return len(self._windows)
 
+    @property
+    def remembered(self) -> int:
+        """Closed or refused reservations that are known as such."""
+        return len(self._closed)
+
     async def open(self) -> None:
         """Take over what the journal knows. The journal's errors come through; nothing is reserved before this ended."""
         now = self._clock.now()

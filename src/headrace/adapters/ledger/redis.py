@@ -108,6 +108,16 @@ class RedisLedger(QuotaLedger):
         return self._pipe.lasting
 
     @property
+    def windows(self) -> int:
+        """Windows of which something was drawn beforehand."""
+        return len(self._allowances.held)
+
+    @property
+    def remembered(self) -> int:
+        """Closed reservations that this process knows as such; Redis knows its own."""
+        return len(self._closed_here)
+
+    @property
     def available(self) -> bool:
         """Whether Redis answers, as far as is known."""
         return not self._pipe.broken

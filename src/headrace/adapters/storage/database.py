@@ -55,6 +55,11 @@ class Database:
         return (self._writing.entries, self._writing.size_bytes) if self._writing else (0, 0)
 
     @property
+    def reads_queued(self) -> int:
+        """Reads that wait or are under way."""
+        return self._reading.entries if self._reading else 0
+
+    @property
     def groups(self) -> int:
         """Transactions that were committed since `open`."""
         return self._writer.groups if self._writer else 0

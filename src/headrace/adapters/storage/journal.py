@@ -68,6 +68,11 @@ class SqlJournal(Journal):
         self._next = _Batch(self.tenure)
         self._flying: _Batch | None = None
 
+    @property
+    def buffered(self) -> int:
+        """Rows that aren't in the database yet."""
+        return len(self._next) + (len(self._flying) if self._flying else 0)
+
     async def open(self, now: float) -> list[WindowState]:
         """Every window that hasn't ended at *now*, as the last commit left it.
 

@@ -68,6 +68,12 @@ class SqlRecords(Records):
         """Records that aren't in the database yet."""
         return len(self._buffer) + len(self._flying)
 
+    @property
+    def lag_s(self) -> float:
+        """How long ago the oldest request ended whose record isn't in the database yet; 0 where there is none."""
+        oldest = self._flying[0] if self._flying else self._buffer[0] if self._buffer else None
+        return 0.0 if oldest is None else max(0.0, self._clock.now() - oldest.completed_at)
+
     def add(self, record: RequestRecord) -> None:
         if self._closed or self.buffered >= self._most:
             self._drop(1, "the buffer is full")
