@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import pytest
@@ -14,7 +15,7 @@ from headrace.adapters.ledger.blocks import EACH_COMMITTED, BlockSize
 from headrace.adapters.ledger.breaker import OnUnavailable
 from headrace.adapters.ledger.memory import LedgerOptions, MemoryLedger
 from headrace.domain.quota import Measure, Period, Window
-from headrace.ports.ledger import Charge, Verdict
+from headrace.ports.ledger import Charge, JournalEntry, Verdict, WindowState
 from headrace.testing import ManualClock
 from headrace.testing.journal import MemoryJournal
 from support.quota_model import Place, QuotaModel
@@ -41,14 +42,39 @@ def charges_of(amount: int, places: set[int]) -> list[Charge]:
     ]
 
 
+class Watched(MemoryJournal):
+    """Remembers how many endings the ledger knew of when it gave the latest commit that was carried out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = 0
+        self.ended_in_journal = 0
+
+    def commit(
+        self,
+        entries: Sequence[JournalEntry],
+        blocks: Sequence[WindowState],
+        told: Callable[[bool], object],
+    ) -> None:
+        known = self.ended
+
+        def carried_out(durable: bool) -> None:
+            if durable:
+                self.ended_in_journal = known
+            told(durable)
+
+        super().commit(entries, blocks, carried_out)
+
+
 class MemoryLedgerMachine(RuleBasedStateMachine):
     """Nobody waits here: the journal is held, and a step of its own carries commits out."""
 
     def __init__(self) -> None:
         super().__init__()
         self.clock = ManualClock(NOON)
-        self.journal = MemoryJournal()
+        self.journal = Watched()
         self.journal.hold()
+        self.endings: list[dict[Place, int]] = []  # of each that ended: what was reserved and not used
         self.model = QuotaModel()
         self.life = 0
         self.asked = self.heard = self.again = self.heard_again = 0
@@ -72,8 +98,8 @@ class MemoryLedgerMachine(RuleBasedStateMachine):
     def hear(self, reservation: str, fits: bool, verdict: Verdict) -> None:
         self.heard += 1
         if verdict.unavailable:
-            if fits:
-                self.model.reservations.pop(reservation, None)
+            if fits and (undone := self.model.reservations.pop(reservation, None)):
+                self.end(undone.amounts)
             return
         assert verdict.granted == fits
         if fits and (one := self.model.reservations.get(reservation)):
@@ -134,15 +160,27 @@ class MemoryLedgerMachine(RuleBasedStateMachine):
     @rule(chosen=which, actual=st.one_of(st.none(), amounts))
     def settle(self, chosen: int, actual: int | None) -> None:
         reservation, used = self.one(chosen), {} if actual is None else {Measure.TOKENS: actual}
+        one = self.model.reservations.get(reservation)
+        was_open = one is not None and reservation not in self.model.closed
         self.model.settle(reservation, used)
+        if one is not None and was_open:
+            self.end({place: max(0, amount - one.uses(place)) for place, amount in one.amounts.items()})
         self.ledger.settle(reservation, used)
 
     @precondition(lambda self: self.asked)
     @rule(chosen=which)
     def release(self, chosen: int) -> None:
         reservation = self.one(chosen)
+        one = self.model.reservations.get(reservation)
+        if one is not None and reservation not in self.model.closed:
+            self.end(one.amounts)
         self.model.release(reservation)
         self.ledger.release(reservation)
+
+    def end(self, unused: dict[Place, int]) -> None:
+        """A reservation has ended; so much of it wasn't used."""
+        self.endings.append(unused)
+        self.journal.ended = len(self.endings)
 
     @rule(most=st.integers(1, 3))
     def carry_out(self, most: int) -> None:
@@ -165,6 +203,8 @@ class MemoryLedgerMachine(RuleBasedStateMachine):
         """The process is gone: what runs ends, and what the journal had granted is what counts from now on."""
         self.journal.crash()
         self.life += 1
+        self.endings.clear()
+        self.journal.ended = self.journal.ended_in_journal = 0
         self.asked = self.heard = self.again = self.heard_again = 0
         kept = asyncio.run(self.journal.open(self.clock.now()))
         self.model = QuotaModel(
@@ -232,6 +272,24 @@ class MemoryLedgerMachine(RuleBasedStateMachine):
                     if one.told
                 )
                 assert self.granted(place) >= self.model.left.get(place, 0) + told
+
+    @invariant()
+    def a_crash_would_overcharge_by_a_block_and_what_is_open_at_most(self) -> None:
+        """At any moment, whatever is on its way. Open is for the journal also what ended since its last commit was made."""
+        sizes = EACH_COMMITTED if self.options.strict else BLOCK
+        limits = {(w.subject, w.measure, str(w.period)): w.limit for w in WINDOWS}
+        unknown = self.endings[self.journal.ended_in_journal :]
+        for place in self.model.places().union(*unknown):
+            if place[1] is Measure.CONCURRENCY:
+                continue
+            each = self.model.reservations.values()
+            used = self.model.left.get(place, 0) + sum(
+                one.uses(place) for one in each if one.actual is not None
+            )
+            is_open = sum(one.uses(place) for one in each if one.actual is None)
+            ended = sum(unused.get(place, 0) for unused in unknown)
+            block = sizes.of(place[1], limits[(*place[:2], str(place[2]))])
+            assert self.granted(place) <= used + is_open + ended + block
 
     @precondition(lambda self: self.journal.waiting == 0 and not self.journal.failing)
     @invariant()
