@@ -11,7 +11,7 @@ from headrace.core.fetch import FetchFailed, Response, fetch
 from headrace.domain.fleet import ModelInfo
 from headrace.domain.inference import Timeouts
 from headrace.ports.backend import BackendSpec, Unwell
-from headrace.ports.connector import Connector, UpstreamRequest
+from headrace.ports.connector import Connector, Lost, UpstreamRequest
 from headrace.wire.openai import read_error
 
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
@@ -43,7 +43,7 @@ class Asker:
         request = UpstreamRequest(method="GET", path=path, timeouts=self._timeouts)
         try:
             async with asyncio.timeout(self.limit_s + self._timeouts.connect_s):
-                response = await fetch(self._connector, request, max_bytes=MAX_ANSWER_BYTES)
+                response = await self._fetch(request)
         except FetchFailed as error:
             raise Unwell(_sentence(error.failure.reason)) from None
         except TimeoutError:
@@ -52,6 +52,16 @@ class Asker:
             # Its own words are left out: they may hold part of the key.
             raise Unwell(f"It refuses our key ({response.status} to {path}).", refused_key=True)
         return response
+
+    async def _fetch(self, request: UpstreamRequest) -> Response:
+        """Ask again where the connection broke: a server that hangs up after each answer, without saying so, may have done it in
+        the moment in which the next question was sent; and questions may be asked twice."""
+        try:
+            return await fetch(self._connector, request, max_bytes=MAX_ANSWER_BYTES)
+        except FetchFailed as error:
+            if not isinstance(error.failure, Lost) or error.failure.timed_out:
+                raise
+        return await fetch(self._connector, request, max_bytes=MAX_ANSWER_BYTES)
 
     async def json(self, path: str) -> dict[str, Any] | None:
         """The JSON object at *path*; None where there isn't one.
