@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from functools import partial
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -22,7 +23,7 @@ from headrace.domain.quota import Measure, Period, Window
 from headrace.ports.ledger import Charge, Verdict
 from headrace.testing import ManualClock
 from support.quota_model import QuotaModel
-from support.servers.redis import RedisServer
+from support.servers.redis import RedisServer, redis_server
 
 ALMOST_MIDNIGHT = 1_700_092_800.0 - 200
 LEASE_S = 60.0
@@ -59,6 +60,7 @@ class RedisLedgerMachine(RuleBasedStateMachine):
         self.model = QuotaModel()
         self.made = 0
         self.lapsed: set[str] = set()
+        self.dying = False
         self.asked = self.heard = 0
         server.command("FLUSHALL")
         self.ledgers = [self.ledger(), self.ledger()]
@@ -94,6 +96,10 @@ class RedisLedgerMachine(RuleBasedStateMachine):
 
     def hear(self, reservation: str, refused: tuple[Window, ...], gone: bool, verdict: Verdict) -> None:
         self.heard += 1
+        if self.dying and verdict.unavailable:
+            if not refused and not gone:
+                self.model.reservations.pop(reservation)  # as if it had never been asked
+            return
         assert bool(verdict.unavailable) == gone
         if not gone:
             assert verdict.refused == refused
@@ -198,6 +204,60 @@ class RedisLedgerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for ledger in self.ledgers:
             self.run(ledger.close())
+
+
+class DyingRedisMachine(RedisLedgerMachine):
+    """The same, and Redis itself is killed at any moment, with calls on their way, and comes back with what it had written."""
+
+    @rule(
+        by=side,
+        many=st.lists(st.tuples(amounts, several), max_size=5),
+        chosen=st.lists(which, max_size=3),
+        actual=amounts,
+        turns=st.integers(0, 6),
+    )
+    def redis_dies(
+        self, by: int, many: list[tuple[int, set[int]]], chosen: list[int], actual: int, turns: int
+    ) -> None:
+        """What was told as granted or settled counts, exactly once; what heard nothing of it counts not at all."""
+        was_open = [self.one(each) for each in chosen] if self.made else []
+
+        async def work() -> None:
+            for reservation in was_open:
+                self.model.settle(reservation, {Measure.TOKENS: actual})
+                self.ledgers[by].settle(reservation, {Measure.TOKENS: actual})
+            for amount, places in many:
+                self.reserve(by, amount, places)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            self.server.kill()
+            while self.heard < self.asked or any(ledger.available for ledger in self.ledgers):
+                for ledger in self.ledgers:
+                    ledger.peek(WINDOWS, lambda _verdict: None)
+                await asyncio.sleep(0.001)
+            self.server.start()
+            while not all(ledger.available and not ledger.unsettled for ledger in self.ledgers):
+                self.clock.advance(0.5)
+                await asyncio.sleep(0.001)
+            await self.quiet()
+
+        self.dying = True
+        self.run(work())
+        self.dying = False
+
+
+@pytest.mark.slow
+@pytest.mark.req("E03", "E15")
+def test_redis_counts_as_the_model_does_however_often_it_dies(tmp_path: Path) -> None:
+    with asyncio.Runner() as runner, redis_server(tmp_path / "redis") as server:
+
+        class Machine(DyingRedisMachine):
+            def __init__(self) -> None:
+                super().__init__(server, runner.get_loop())
+
+        run_state_machine_as_test(
+            Machine, settings=settings(max_examples=40, stateful_step_count=25, deadline=None)
+        )
 
 
 @pytest.mark.slow
