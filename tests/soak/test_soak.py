@@ -26,7 +26,7 @@ from headrace.gateway.requests import BodyLimits
 from headrace.gateway.token_lane import Patience
 from headrace.kernel.aio import Tasks
 from headrace.testing.fake_engine import Script
-from soak.backends import ODD_NAME, SLOTS, Backends, backends
+from soak.backends import SLOTS, Backends, backends
 from soak.visitors import CHAT, Door, Visitors
 from support.house import House, gateway
 from support.raw import RawClient, call
@@ -65,6 +65,8 @@ GROWTH_BYTES = 5_000_000
 """What a process may grow by after it was warm, however long it serves: the heap's fragments."""
 LOAD_BYTES = 15_000_000
 """What all of these clients may take at once, slow readers of large answers included."""
+READERS = 6
+"""Descriptors of connections to the database that are opened when they are first needed: a file and its log for each reader."""
 GROWTH_BLOCKS = 2000
 """The same, in blocks of Python's allocator: of thousands of requests, not one in ten may leave an object behind."""
 
@@ -105,10 +107,10 @@ async def _occupy(door: Door, full: asyncio.Event) -> None:
     while True:
         async with RawClient(door.port) as client:
             client.request("POST", CHAT, door.auth, json.dumps(body).encode())
-            status, headers = await client.head()
-            if status == 200 and headers["x-headrace-node"] != ODD_NAME:
-                await full.wait()
-                return
+            status, _ = await client.head()
+            while status == 200 and await client.chunk():  # those of an engine come and come
+                if full.is_set():
+                    return
         await asyncio.sleep(0.05)
 
 
@@ -180,7 +182,7 @@ async def soak_a_process(home: Path, seconds: float) -> None:
         f"resident MB, every 30 s: {[round(size / 1e6, 1) for size in watched.resident[::60]]}"
     )
     assert status == 0
-    assert warm_descriptors == end_descriptors == start_descriptors
+    assert warm_descriptors == end_descriptors <= start_descriptors + READERS
     assert watched.most_descriptors <= start_descriptors + VISITORS * 2 + SLOTS * 8
     assert end - warm <= GROWTH_BYTES
     assert max(watched.resident) - start <= LOAD_BYTES
@@ -209,6 +211,8 @@ async def soak_in_process(seconds: float, caplog: pytest.LogCaptureFixture) -> N
             connection=ConnectionLimits(head_time_s=1, keep_alive_s=5, write_s=1),
         ) as house,
     ):
+        # Until each was asked once, a model that nobody has may be one that wasn't told yet.
+        await until(lambda: all(node.models for node in house.registry.nodes()))
         visitors = Visitors(Door(house.port, house.auth), chance)
         await traffic(visitors, served, seconds / 3)
         warm, before = await _counted(house, served), visitors.requests

@@ -157,7 +157,7 @@ async def running(
         inference = Inference(metered, connectors, metered.status_of)
         _heed_affinity(routes, inference)
         discovery = await _models(settings, catalog, registry, connectors, stack)
-        discovery.on_probe, control.on_unreachable = control.probed, discovery.unreachable
+        discovery.on_probe, control.on_unreachable = control.health.probed, discovery.unreachable
         control.lookout.on_awaited = discovery.look_soon
         origins = OriginPolicy(settings.server.cors_origin_regex)
         lane = _token_lane(settings, keys, inference, origins)

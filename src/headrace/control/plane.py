@@ -183,10 +183,6 @@ class LocalControlPlane(Placing):
         model, tags, demand = self.destinations.by_any(model, tags)
         return {"model": model, "tags": list(tags), "targets": self.placement.explain(demand)}
 
-    def probed(self, node_id: str, ok: bool, reason: str = "") -> None:
-        """A check of the backend has ended, badly for this reason."""
-        self.health.probed(node_id, ok, reason)
-
     def _again(self, call: Call, grant: Grant, failure: Failure) -> None:
         """Try *call* again, after a break where it was executed; or refuse it."""
         demand = self.destinations.of(grant.ask.model, grant.ask.tags, grant.ask.operation.api)
