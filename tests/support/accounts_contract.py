@@ -55,7 +55,7 @@ class AccountsContract:
         await accounts.save_user(bare)
         await accounts.save_user(ANN)
         assert await accounts.users() == [ANN, bare]
-        said = Limits(requests_per_day=0, requests_per_month=0, tokens_per_day=3)  # 0 is something else than nothing
+        said = Limits(requests_per_day=0, requests_per_month=0, tokens_per_day=3)  # 0 isn't nothing
         changed = User(user_id="ann", name="Anna", created_at=1.0, limits=said)
         await accounts.save_user(changed)
         assert await accounts.users() == [changed, bare]
