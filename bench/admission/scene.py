@@ -21,7 +21,7 @@ from headrace.control.registry import Registry
 from headrace.domain.access import Principal
 from headrace.domain.fleet import ModelInfo, Node, NodeState
 from headrace.domain.inference import Operation, Usage
-from headrace.domain.quota import Limits, entry_and_tokens
+from headrace.domain.quota import Limits, Window, entry_and_tokens
 from headrace.kernel.clock import Clock
 from headrace.kernel.errors import RequestError
 from headrace.kernel.ids import request_id
@@ -203,6 +203,14 @@ class Agreeable(Journal):
     ) -> None:
         """See the port."""
         asyncio.get_running_loop().call_soon(told, True)
+
+    def look(
+        self,
+        windows: Sequence[tuple[Window, int]],
+        told: Callable[[Sequence[WindowState] | None], object],
+    ) -> None:
+        """Knows nothing."""
+        told([])
 
     async def prune(self, ended_before: float, settled_before: float) -> None:
         """There is nothing."""

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import pytest
 
-from headrace.domain.quota import Measure, Period
+from headrace.domain.quota import Measure, Period, Window
 from headrace.ports.ledger import Journal, JournalEntry, WindowState
 
 NOON = 1_700_049_600.0  # 2023-11-15 12:00:00 UTC
@@ -59,6 +59,15 @@ async def committed(
     told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     journal.commit(entries, blocks, told.set_result)
     return await asyncio.wait_for(told, WAIT_S)
+
+
+async def looked(journal: Journal, *windows: tuple[Window, int]) -> list[WindowState]:
+    """Look, and wait for what is told."""
+    told: asyncio.Future[Sequence[WindowState] | None] = asyncio.get_running_loop().create_future()
+    journal.look(windows, told.set_result)
+    states = await asyncio.wait_for(told, WAIT_S)
+    assert states is not None
+    return by_place(states)
 
 
 def by_place(states: Sequence[WindowState]) -> list[WindowState]:
@@ -201,6 +210,25 @@ class JournalContract:
     async def test_amounts_of_64_bits_are_kept(self, journal: Journal, stage: JournalStage) -> None:
         assert await committed(journal, [entry("r1", 2**40)], [state(0, 2**53)])
         assert await (await stage.reopened()).open(NOON) == [state(2**40, 2**53)]
+
+    async def test_single_windows_can_be_looked_at(self, journal: Journal) -> None:
+        entries = [
+            entry("r1", 5),
+            entry("r1", 5, period=Period.MONTH, starts_at=MONTH),
+            entry("r2", 9, "key:k1"),
+        ]
+        assert await committed(journal, entries, [state(0, 7), state(0, 3, "user:eve")])
+        day, month = (
+            Window("user:ann", Measure.TOKENS, Period.DAY, 1),
+            Window("user:ann", Measure.TOKENS, Period.MONTH, 1),
+        )
+        eve = Window("user:eve", Measure.TOKENS, Period.DAY, 1)
+        assert await looked(journal, (day, DAY), (eve, DAY)) == [state(5, 7), state(0, 3, "user:eve")]
+        assert await looked(journal, (month, MONTH)) == [state(5, 0, period=Period.MONTH, starts_at=MONTH)]
+        assert await looked(journal, (day, DAY - 86_400), (month, DAY)) == []
+        assert await looked(journal) == []
+        await journal.prune(0.0, NOON + 1)
+        assert await looked(journal, (day, DAY)) == [state(5, 7)], "what is folded counts"
 
     async def test_pruning_forgets_what_ended_and_only_that(
         self, journal: Journal, stage: JournalStage

@@ -133,6 +133,17 @@ class Journal(Protocol):
         False: nothing of it was kept, and the same may be given again.
         """
 
+    def look(
+        self,
+        windows: Sequence[tuple[Window, int]],
+        told: Callable[[Sequence[WindowState] | None], object],
+    ) -> None:
+        """Which of *windows*, each with the time at which it began, are known, as the last commit left them. Their limits aren't
+        looked at.
+
+        *told* hears once, on the event loop, perhaps before this returned; None: nobody can say.
+        """
+
     async def prune(self, ended_before: float, settled_before: float) -> None:
         """Forget the windows that ended before *ended_before*, and the entries that were settled before *settled_before*, whose
         windows keep their sum. Until then an entry that is given again changes nothing; after that it would count once more."""

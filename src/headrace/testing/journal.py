@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from headrace.domain.quota import Measure, Period
+from headrace.domain.quota import Measure, Period, Window
 from headrace.ports.ledger import Journal, JournalEntry, WindowState
 
 _Place = tuple[str, Measure, Period, int]
@@ -90,6 +90,15 @@ class MemoryJournal(Journal):
         self._waiting.append(_Commit(tuple(entries), tuple(blocks), told))
         if not self._held:
             asyncio.get_running_loop().call_soon(self.carry_out, 1)
+
+    def look(
+        self,
+        windows: Sequence[tuple[Window, int]],
+        told: Callable[[Sequence[WindowState] | None], object],
+    ) -> None:
+        """Answered at once, also while commits are held; None while it is failing."""
+        places = [(window.subject, window.measure, window.period, starts_at) for window, starts_at in windows]
+        told(None if self.failing else [self.state(*place) for place in places if place in self._windows])
 
     async def prune(self, ended_before: float, settled_before: float) -> None:
         """Forget windows that have ended, and entries that are old."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -11,7 +11,7 @@ from headrace.adapters.ledger.blocks import BlockSize
 from headrace.adapters.ledger.breaker import OnUnavailable
 from headrace.adapters.ledger.memory import LedgerOptions, MemoryLedger
 from headrace.domain.quota import Measure, Period, Window
-from headrace.ports.ledger import Charge, Journal, Verdict
+from headrace.ports.ledger import Charge, Journal, Verdict, WindowState
 from headrace.testing import ManualClock
 from headrace.testing.journal import MemoryJournal
 from support.ledger_contract import NOON, places, uses, window
@@ -408,6 +408,150 @@ async def test_before_it_is_open_nothing_is_known() -> None:
     assert heard[0].unavailable
 
 
+class Slow(MemoryJournal):
+    """Says how single windows stand when the test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[Callable[[], None]] = []
+
+    def look(
+        self, windows: Sequence[tuple[Window, int]], told: Callable[[Sequence[WindowState] | None], object]
+    ) -> None:
+        look = super().look
+        self.asked.append(lambda: look(windows, told))
+
+    def answer(self) -> None:
+        asked, self.asked = self.asked, []
+        for one in asked:
+            one()
+
+
+async def at_rest(used: int = 40, **options: int) -> tuple[Scene, Slow]:
+    """A scene in which the window of a day was used and is no longer in memory."""
+    journal = Slow()
+    scene = await Scene(LedgerOptions(most_windows=0, **options), journal).open()  # type: ignore[arg-type]
+    scene.reserve("first", (DAILY, 100))
+    scene.journal.carry_out()
+    scene.ledger.settle("first", {TOKENS: used})
+    for n in range(4):  # each commit is an occasion to look for windows that may rest
+        scene.reserve(f"other{n}", (window(100, period=Period.MINUTE), 1))
+        scene.ledger.release(f"other{n}")
+        scene.write()
+    assert scene.ledger.windows == 1, "that of a minute"
+    assert scene.granted() == (used, 0)
+    return scene, journal
+
+
+async def test_a_window_that_nothing_happens_in_is_left_to_the_journal_and_comes_back() -> None:
+    scene, journal = await at_rest()
+    heard = scene.reserve("next", (DAILY, 100))
+    assert (heard, scene.ledger.waiting, len(journal.asked)) == ([], 1, 1)
+    journal.answer()
+    scene.journal.carry_out()
+    assert (heard[0].granted, heard[0].standings[0].used) == (True, 140)
+    assert scene.used() == 140
+    assert scene.reserve("too much", (DAILY, DAILY.limit - 139))[0].refused == (DAILY,)
+    scene.ledger.settle("next", {})
+    scene.write()
+    assert scene.granted()[0] == 140
+
+
+async def test_all_who_ask_for_a_window_that_rests_are_answered_each_once() -> None:
+    scene, journal = await at_rest()
+    heard = [scene.reserve(f"r{n}", (DAILY, 4_000), (places(9), 1)) for n in range(4)]
+    again = scene.reserve("r0", (DAILY, 4_000), (places(9), 1))
+    scene.ledger.settle("r1", {})  # before it was decided: it is closed
+    peeked: list[Verdict] = []
+    scene.ledger.peek([DAILY, places(9)], peeked.append)
+    assert (heard, again, peeked) == ([[]] * 4, [], [])
+    journal.answer()
+    scene.journal.carry_out()
+    assert [len(one) for one in heard] == [1, 1, 1, 1]
+    assert [one[0].granted for one in heard] == [True, False, True, False]
+    assert heard[1][0].unavailable
+    assert heard[3][0].refused == (DAILY,)
+    assert again == heard[0]
+    assert uses(peeked[0]) == [8_040, 2]
+    assert scene.ledger.open_reservations == 2
+    assert scene.ledger.waiting == 0
+
+
+async def test_while_the_journal_cannot_say_how_a_window_stands_nothing_of_it_is_reserved() -> None:
+    scene, journal = await at_rest()
+    journal.failing = True
+    heard = scene.reserve("r", (DAILY, 1), (places(9), 1))
+    peeked: list[Verdict] = []
+    scene.ledger.peek([DAILY], peeked.append)
+    journal.answer()
+    assert heard[0].unavailable
+    assert peeked[0].unavailable
+    assert scene.used(places(9)) == scene.ledger.open_reservations == 0
+    journal.failing = False
+    heard = scene.reserve("r", (DAILY, 1))
+    journal.answer()
+    scene.journal.carry_out()
+    assert heard[0].granted, "unavailable is no answer: this was the first attempt"
+
+
+async def test_no_more_ask_for_windows_that_rest_than_may() -> None:
+    scene, journal = await at_rest(most_waiting=3)
+    heard = [scene.reserve(f"r{n}", (DAILY, 1)) for n in range(5)]
+    assert [len(one) for one in heard] == [0, 0, 0, 1, 1]
+    assert heard[4][0].unavailable
+    journal.answer()
+    scene.journal.carry_out()
+    assert all(one[0].granted for one in heard[:3])
+
+
+async def test_a_window_whose_stretch_ends_while_it_is_asked_for_is_a_fresh_one() -> None:
+    scene, journal = await at_rest()
+    heard = scene.reserve("r", (DAILY, 5))
+    scene.clock.advance(86_400)
+    journal.answer()
+    scene.journal.carry_out()
+    assert heard[0].standings[0].used == 5
+
+
+async def test_what_is_open_or_was_granted_before_a_crash_does_not_rest() -> None:
+    journal = MemoryJournal()
+    crashed = await Scene(journal=journal).open()
+    crashed.reserve("open", (DAILY, 100))
+    journal.carry_out()
+    scene = await Scene(LedgerOptions(most_windows=0), journal).open()
+    other = window(1_000, subject="user:eve")
+    kept = scene.reserve("nothing", (other, 0))
+    for n in range(6):
+        scene.reserve(f"other{n}", (window(100, period=Period.MINUTE), 1))
+        scene.ledger.release(f"other{n}")
+        scene.write()
+    assert kept[0].granted
+    assert scene.ledger.windows == 3
+    assert scene.used() == 100 + BLOCK
+    scene.ledger.settle("nothing", {TOKENS: 7})
+    assert scene.used(other) == 7
+
+
+@pytest.mark.slow
+async def test_windows_in_memory_are_bounded_by_those_that_something_happens_in() -> None:
+    scene = await Scene(LedgerOptions(most_windows=500, most_waiting=10**6)).open()
+    for n in range(10_000):
+        each = [window(10_000, period=period, subject=f"user:{n}") for period in (Period.DAY, Period.MONTH)]
+        scene.reserve(f"r{n}", *((one, 5) for one in each))
+        scene.ledger.settle(f"r{n}", {})
+        if n % 100 == 99:
+            scene.journal.carry_out()
+            scene.write()
+    for n in range(200):
+        scene.reserve(f"last{n}", (window(100, period=Period.MINUTE), 1))
+        scene.ledger.release(f"last{n}")
+        scene.write()
+    assert scene.ledger.windows <= 500
+    for n in (0, 5_000, 9_999):
+        assert scene.used(window(10_000, subject=f"user:{n}")) == 5
+        assert scene.used(window(10_000, period=Period.MONTH, subject=f"user:{n}")) == 5
+
+
 class Agreeable(Journal):
     """Takes everything, keeps nothing, answers in the next turn."""
 
@@ -416,6 +560,9 @@ class Agreeable(Journal):
 
     def commit(self, entries: Sequence[object], blocks: Sequence[object], told: object) -> None:
         asyncio.get_running_loop().call_soon(told, True)  # type: ignore[arg-type]
+
+    def look(self, windows: Sequence[object], told: object) -> None:
+        told([])  # type: ignore[operator]
 
     async def prune(self, ended_before: float, settled_before: float) -> None:
         pass

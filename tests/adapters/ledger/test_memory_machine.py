@@ -27,6 +27,7 @@ WINDOWS = (
     Window("user:ann", Measure.TOKENS, Period.DAY, 500),
     Window("key:k1", Measure.CONCURRENCY, Period.NOW, 4),
 )
+ELSEWHERE = Window("user:eve", Measure.REQUESTS, Period.MINUTE, 50)
 BLOCK = BlockSize(share=10, least_requests=2, least_tokens=30, largest_share=5)
 amounts = st.integers(0, 120)
 which = st.integers(0, 50)
@@ -76,11 +77,16 @@ class MemoryLedgerMachine(RuleBasedStateMachine):
         self.journal.hold()
         self.endings: list[dict[Place, int]] = []  # of each that ended: what was reserved and not used
         self.model = QuotaModel()
-        self.life = 0
+        self.life = self.idle = 0
         self.asked = self.heard = self.again = self.heard_again = 0
 
-    @initialize(strict=st.booleans(), allow=st.booleans(), most=st.sampled_from([8, 1000, 1000]))
-    def start(self, strict: bool, allow: bool, most: int) -> None:
+    @initialize(
+        strict=st.booleans(),
+        allow=st.booleans(),
+        most=st.sampled_from([8, 1000, 1000]),
+        most_windows=st.sampled_from([0, 1000]),
+    )
+    def start(self, strict: bool, allow: bool, most: int, most_windows: int) -> None:
         self.options = LedgerOptions(
             strict=strict,
             on_unavailable=OnUnavailable.ALLOW if allow else OnUnavailable.REFUSE,
@@ -88,6 +94,7 @@ class MemoryLedgerMachine(RuleBasedStateMachine):
             flush_entries=3,
             most_unwritten=most,
             most_waiting=5,
+            most_windows=most_windows,
         )
         self.open()
 
@@ -199,6 +206,17 @@ class MemoryLedgerMachine(RuleBasedStateMachine):
         self.clock.advance(seconds)
 
     @rule()
+    def let_rest(self) -> None:
+        """Commits come and go, and nothing happens in the windows that the model knows."""
+        for _ in range(4):
+            self.idle += 1
+            self.ledger.reserve(f"idle-{self.idle}", [Charge(ELSEWHERE, 1)], lambda _verdict: None)
+            self.journal.carry_out()
+            self.ledger.release(f"idle-{self.idle}")
+            self.clock.advance(0.1)
+            self.journal.carry_out()
+
+    @rule()
     def crash(self) -> None:
         """The process is gone: what runs ends, and what the journal had granted is what counts from now on."""
         self.journal.crash()
@@ -208,7 +226,11 @@ class MemoryLedgerMachine(RuleBasedStateMachine):
         self.asked = self.heard = self.again = self.heard_again = 0
         kept = asyncio.run(self.journal.open(self.clock.now()))
         self.model = QuotaModel(
-            left={(s.subject, s.measure, s.period, s.starts_at): s.settled + s.block for s in kept}
+            left={
+                (s.subject, s.measure, s.period, s.starts_at): s.settled + s.block
+                for s in kept
+                if s.subject != ELSEWHERE.subject
+            }
         )
         self.clock = ManualClock(self.clock.now())
         self.open()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from headrace.adapters.storage.retention import HORIZON_S, WINDOWS_S, Retention
+from headrace.domain.quota import Window
 from headrace.kernel.errors import Unavailable
 from headrace.ports.ledger import Journal, JournalEntry, WindowState
 from headrace.ports.records import ALL, Grouping, Records, RequestRecord, Selection, UsageRow
@@ -50,6 +51,13 @@ class KeptJournal(Journal):
         entries: Sequence[JournalEntry],
         blocks: Sequence[WindowState],
         told: Callable[[bool], object],
+    ) -> None:
+        raise AssertionError
+
+    def look(
+        self,
+        windows: Sequence[tuple[Window, int]],
+        told: Callable[[Sequence[WindowState] | None], object],
     ) -> None:
         raise AssertionError
 

@@ -8,8 +8,9 @@ more than that was really used.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -20,6 +21,8 @@ from headrace.ports.ledger import WindowState
 CONCURRENCY = Measure.CONCURRENCY
 BOUNDLESS = 1 << 62
 FEWEST_BEFORE_A_SWEEP = 4096
+_LASTING = (Period.DAY, Period.MONTH)
+"""Those of a minute are gone before it would be worth while."""
 LET_GO_AT_ONCE = 1000
 
 
@@ -51,7 +54,8 @@ class Count:
     a reservation fits and there is nothing to ask for. settled: in the journal. adding, next_ceiling: what the commit in flight
     will add and allow. covered: the number of the last commit that allowed everything that was used when it was made; building:
     that of the one in flight, 0 where it doesn't set the block. free: concurrency, which no journal knows. idle: nothing
-    happened here when the windows were last swept.
+    happened here when the windows were last swept. seen: what was used when it was last asked whether it may rest. retiring: its
+    block is to be given back, so that it may.
     """
 
     window: Window
@@ -69,6 +73,8 @@ class Count:
     covered: int = 0
     free: bool = False
     idle: bool = False
+    seen: int = -1
+    retiring: bool = False
 
     def bind(self, window: Window, sizes: BlockSize) -> None:
         """From now on it is asked for as *window*, which has another limit."""
@@ -90,6 +96,11 @@ class Count:
         return self.ceiling - self.used > self.block
 
     @property
+    def is_in_journal(self) -> bool:
+        """Whether the journal knows all that is known here, and nothing is on its way there."""
+        return self.used == self.settled == self.ceiling and not self.adding and not self.building
+
+    @property
     def rises_too_far(self) -> bool:
         """Whether the block has to be set with what is being settled, which otherwise raises the ceiling by itself."""
         ceiling = self.ceiling + self.adding
@@ -99,7 +110,8 @@ class Count:
         """What commit number *commit* shall say. A lower ceiling holds at once, a higher one from `committed` on."""
         settled = self.settled + self.adding
         self.building = commit
-        self.next_ceiling = self._wanted(0 if give_back else self.block)
+        self.next_ceiling = self._wanted(0 if give_back or self.retiring else self.block)
+        self.retiring = False
         if self.next_ceiling < self.ceiling:
             self.allow(self.next_ceiling)
         window = self.window
@@ -142,10 +154,15 @@ class _Stretch:
     starts_at: int = 0
     ends_at: float = 0
     counts: dict[tuple[str, Measure], Count] = field(default_factory=dict)
+    complete: bool = True  # whether the journal knows none of this stretch that isn't here
+
+
+class Asleep(Exception):
+    """A window isn't in memory; only the journal knows how it stands."""
 
 
 class Windows:
-    """Every window that runs now and was used. Those of a period are dropped together when it ends: who still has a
+    """Every window that runs now and was used, but for those that rest: the journal knows these. Those of a period are dropped together when it ends: who still has a
     reservation in one keeps it alive. `live` finds a count in one look, under the window that it was last asked for as, and
     is right until `next_end`: then `roll` comes first. `find` is for where it isn't in it.
     """
@@ -175,6 +192,7 @@ class Windows:
                 stretch.starts_at, stretch.ends_at = period.bounds(now)
                 self._ended += [stretch.counts, self.live]
                 stretch.counts, self.live = {}, {}
+                stretch.complete = True
         self.next_end = min(stretch.ends_at for stretch in self._stretches.values())
 
     def let_go(self) -> None:
@@ -187,11 +205,17 @@ class Windows:
                 del self._ended[0]
 
     def find(self, window: Window) -> Count:
-        """The count of *window*, made if there is none."""
+        """The count of *window*, made if there is none.
+
+        Raises:
+            Asleep: the journal may know one.
+        """
         stretch = self._stretches[window.period]
         place = (window.subject, window.measure)
         count = stretch.counts.get(place)
         if count is None:
+            if not stretch.complete:
+                raise Asleep
             if window.period is Period.NOW:
                 self._sweep(stretch)
             count = stretch.counts[place] = self._fresh(window, stretch)
@@ -204,8 +228,52 @@ class Windows:
         return count
 
     def known(self, window: Window) -> Count | None:
-        """The count of *window*; None where nothing of it is used."""
-        return self._stretches[window.period].counts.get((window.subject, window.measure))
+        """The count of *window*; None where nothing of it is used.
+
+        Raises:
+            Asleep: the journal may know one.
+        """
+        stretch = self._stretches[window.period]
+        count = stretch.counts.get((window.subject, window.measure))
+        if count is None and not stretch.complete:
+            raise Asleep
+        return count
+
+    def asleep(self, windows: Iterable[Window]) -> list[tuple[Window, int]]:
+        """Those that only the journal may know, with their beginnings."""
+        stretches = [(window, self._stretches[window.period]) for window in windows]
+        return [
+            (window, stretch.starts_at)
+            for window, stretch in stretches
+            if not stretch.complete and (window.subject, window.measure) not in stretch.counts
+        ]
+
+    def wake(self, asleep: Iterable[tuple[Window, int]], states: Iterable[WindowState]) -> None:
+        """The journal says how those stand that were asleep: as *states* say, and where these say nothing, unused."""
+        known = {(state.subject, state.measure, state.period): state for state in states}
+        for window, starts_at in asleep:
+            stretch = self._stretches[window.period]
+            place = (window.subject, window.measure)
+            if stretch.starts_at == starts_at and place not in stretch.counts:
+                state = known.get((*place, window.period))
+                self._take_over(stretch, state or WindowState(*place, window.period, starts_at, 0, 0))
+
+    def rest(self, most: int, may_rest: Callable[[Count], bool], retire: Callable[[Count], object]) -> None:
+        """Let go of those that weren't used since they were last looked at here, of the *most* that this was longest ago: at once
+        where the journal knows all of it, else what it granted them is given back first (*retire*)."""
+        for period in _LASTING:
+            stretch = self._stretches[period]
+            for place in list(islice(stretch.counts, most)):
+                count = stretch.counts.pop(place)
+                if count.used == count.seen and count.is_in_journal and may_rest(count):
+                    self.live.pop(count.window, None)
+                    stretch.complete = False
+                    continue
+                stretch.counts[place] = count
+                if count.used == count.seen and count.used == count.settled:
+                    count.retiring = True
+                    retire(count)
+                count.seen = count.used
 
     def resets_at(self, period: Period) -> int:
         """When the windows of *period* that run now end; 0 for never."""
@@ -218,11 +286,14 @@ class Windows:
             self.roll(now)
         stretch = self._stretches[state.period]
         if stretch.starts_at == state.starts_at:
-            window = Window(state.subject, state.measure, state.period, 0)
-            count = stretch.counts[state.subject, state.measure] = self._fresh(window, stretch)
-            count.settled = state.settled
-            count.used = state.settled + state.block
-            count.allow(count.used)
+            self._take_over(stretch, state)
+
+    def _take_over(self, stretch: _Stretch, state: WindowState) -> None:
+        window = Window(state.subject, state.measure, state.period, 0)
+        count = stretch.counts[state.subject, state.measure] = self._fresh(window, stretch)
+        count.settled = state.settled
+        count.used = state.settled + state.block
+        count.allow(count.used)
 
     def _fresh(self, window: Window, stretch: _Stretch) -> Count:
         never_ends = stretch.ends_at == math.inf

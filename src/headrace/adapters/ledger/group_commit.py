@@ -110,6 +110,10 @@ class GroupCommit:
         """Say in the next commit how much of that window is granted."""
         self._dirty[count] = None
 
+    def is_marked(self, count: Count) -> bool:
+        """Whether a next commit will say something of that window."""
+        return count in self._dirty
+
     def later(self) -> None:
         """Commit within `flush_s`."""
         if self._flush_timer is None:

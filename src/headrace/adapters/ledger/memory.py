@@ -7,25 +7,27 @@ the order of the calls; a reservation beyond the ceiling is only *told* later, w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import structlog
 
-from headrace.adapters.ledger.blocks import EACH_COMMITTED, BlockSize, Count, Windows
+from headrace.adapters.ledger.blocks import EACH_COMMITTED, Asleep, BlockSize, Count, Windows
 from headrace.adapters.ledger.breaker import OnUnavailable
 from headrace.adapters.ledger.closed import CLOSED, Closed
 from headrace.adapters.ledger.group_commit import GroupCommit
 from headrace.adapters.ledger.waiters import Hold, Waiter, Waiters
 from headrace.domain.quota import Measure, Window
 from headrace.kernel.clock import Clock
-from headrace.ports.ledger import Charge, Journal, QuotaLedger, Standing, Told, Verdict
+from headrace.ports.ledger import Charge, Journal, QuotaLedger, Standing, Told, Verdict, WindowState
 
 log = structlog.get_logger(__name__)
 
 NOT_OPEN = "the quota ledger isn't open"
 NOT_WRITTEN = "the quota journal can't be written at present"
 FULL = "too many reservations are open or unwritten"
+MOST_LOOKED_AT = 4_000
+"""Windows that are asked at once whether they may rest."""
 
 
 class LedgerOptions(msgspec.Struct, frozen=True):
@@ -34,7 +36,8 @@ class LedgerOptions(msgspec.Struct, frozen=True):
     strict: each reservation is committed before it is told, so a crash over-charges only what was open. flush_s: how long a
     settlement may wait for others to be written with it; flush_entries: how many charges of them that may be. wait_s: the longest that a
     reservation waits for its commit. most_waiting: how many may. most_unwritten: charges that are open or not yet written;
-    further reservations are refused. remembered: how many closed reservations are known at least. close_s: the longest that
+    further reservations are refused. most_windows: in memory, as far as that can be: beyond, those of a day or a month that nothing
+    happens in are left to the journal, and asked for when somebody uses them again; each takes about 500 bytes. remembered: how many closed reservations are known at least. close_s: the longest that
     `close` takes.
     """
 
@@ -46,6 +49,7 @@ class LedgerOptions(msgspec.Struct, frozen=True):
     wait_s: float = 1.0
     most_waiting: int = 10_000
     most_unwritten: int = 100_000
+    most_windows: int = 1_000_000
     remembered: int = 32_768
     close_s: float = 5.0
 
@@ -79,6 +83,7 @@ class MemoryLedger(QuotaLedger):
         self._most_unwritten = options.most_unwritten
         self._flush_entries = options.flush_entries
         self._charges = 0  # open or unwritten
+        self._looking = 0  # reservations and peeks that wait until the journal said how windows stand
         self._hindrance = NOT_OPEN  # why nothing may be reserved; empty where it may
         self._opened = self._ended = False
 
@@ -89,8 +94,8 @@ class MemoryLedger(QuotaLedger):
 
     @property
     def waiting(self) -> int:
-        """Reservations that wait for a commit."""
-        return len(self._waiters)
+        """Reservations that wait for a commit, and questions that wait for the journal."""
+        return len(self._waiters) + self._looking
 
     @property
     def unwritten(self) -> int:
@@ -130,19 +135,25 @@ class MemoryLedger(QuotaLedger):
         live = windows.live
         counts, amounts, passing, standings = [], [], [], []
         fits, asking = True, False
-        for charge in charges:
-            window, amount = charge.window, charge.amount
-            count = live.get(window) or windows.find(window)
-            count.used = used = count.used + amount
-            if used > count.swift_to:
-                asking = True
-                fits = fits and used <= window.limit
-            if count.free:
-                passing.append((count, amount))
-            else:
-                counts.append(count)
-                amounts.append(amount)
-            standings.append(Standing(window, used, count.resets_at))
+        try:
+            for charge in charges:
+                window, amount = charge.window, charge.amount
+                count = live.get(window) or windows.find(window)
+                count.used = used = count.used + amount
+                if used > count.swift_to:
+                    asking = True
+                    fits = fits and used <= window.limit
+                if count.free:
+                    passing.append((count, amount))
+                else:
+                    counts.append(count)
+                    amounts.append(amount)
+                standings.append(Standing(window, used, count.resets_at))
+        except Asleep:
+            self._take_back(counts, amounts, passing)
+            asked = [charge.window for charge in charges]
+            self._wake(asked, told, lambda: self.reserve(reservation, charges, told))
+            return
         if not fits:
             self._take_back(counts, amounts, passing)
             told(self._refuse(reservation, charges, standings))
@@ -199,8 +210,12 @@ class MemoryLedger(QuotaLedger):
         live = here.live
         standings = []
         refused: tuple[Window, ...] = ()
-        for window in windows:
-            count = live.get(window) or here.known(window)
+        try:
+            counts = [live.get(window) or here.known(window) for window in windows]
+        except Asleep:
+            self._wake(windows, told, lambda: self.peek(windows, told))
+            return
+        for window, count in zip(windows, counts):  # noqa: B905 - one for each, and strict costs here
             if count is None:
                 standings.append(Standing(window, 0, here.resets_at(window.period)))
             else:
@@ -303,9 +318,40 @@ class MemoryLedger(QuotaLedger):
         if broken:
             self._fail_waiters(NOT_WRITTEN)
 
+    def _wake(self, windows: Sequence[Window], told: Told, again: Callable[[], object]) -> None:
+        """Ask the journal how *windows* stand of which nothing is in memory, and then do it *again*."""
+        if self._looking >= self._options.most_waiting:
+            told(Verdict(unavailable=FULL))
+            return
+        self._looking += 1
+        asleep = self._windows.asleep(windows)
+
+        def heard(states: Sequence[WindowState] | None) -> None:
+            self._looking -= 1
+            if states is None:
+                told(Verdict(unavailable=NOT_WRITTEN))
+            else:
+                self._windows.wake(asleep, states)
+                again()
+
+        self._journal.look(asleep, heard)
+
+    def _rest(self, excess: int) -> None:
+        """Let go of windows that nothing happens in; of those that are open or on their way to the journal, none."""
+        in_use = {id(count) for hold in self._holds.values() for count in hold.counts}
+        marked = self._commits.is_marked
+
+        def may_rest(count: Count) -> bool:
+            return id(count) not in in_use and not marked(count)
+
+        self._windows.rest(min(2 * excess, MOST_LOOKED_AT), may_rest, self._commits.mark)
+        self._commits.later()
+
     def _journal_written(self, charges: int) -> None:
         self._charges -= charges
         self._windows.let_go()
+        if (excess := len(self._windows) - self._options.most_windows) > 0:
+            self._rest(excess)
         self._waiters.tell_covered()
 
     def _return(self, hold: Hold) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 from headrace.adapters.storage import journal_rows
 from headrace.adapters.storage.database import Database
 from headrace.adapters.storage.tenure import Taken, Tenure
+from headrace.domain.quota import Window
 from headrace.kernel.errors import Unavailable
 from headrace.ports.ledger import Journal, JournalEntry, WindowState
 
@@ -122,6 +123,18 @@ class SqlJournal(Journal):
                 told(error is None)
             except Exception:  # one listener's bug must not keep the others from hearing
                 log.exception("what hears of a journal's commit failed", action="journal.told")
+
+    def look(
+        self,
+        windows: Sequence[tuple[Window, int]],
+        told: Callable[[Sequence[WindowState] | None], object],
+    ) -> None:
+        places = tuple(windows)  # on the writer's thread, behind all that was committed before
+        self._database.submit(
+            lambda connection: journal_rows.look(connection, places),
+            lambda states, error: told(None if error is not None else states),
+            repeatable=True,
+        )
 
     async def prune(self, ended_before: float, settled_before: float) -> None:
         """Fold what is old and forget what has ended, a few rows at a time, so that nobody waits long behind it.

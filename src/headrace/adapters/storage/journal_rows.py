@@ -8,11 +8,11 @@ from functools import cache, lru_cache
 from itertools import chain
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, select, tuple_, update
 
 from headrace.adapters.storage.schema import journal, windows
 from headrace.adapters.storage.upsert import DIALECTS, insert_for
-from headrace.domain.quota import Measure, Period
+from headrace.domain.quota import Measure, Period, Window
 from headrace.ports.ledger import JournalEntry, WindowState
 
 AT_ONCE = 2_000
@@ -110,9 +110,20 @@ def grant(connection: Connection, blocks: Sequence[WindowState]) -> None:
 
 def going_on(connection: Connection, now: float) -> list[WindowState]:
     """Every window that hasn't ended at *now*."""
-    query = select(*_WINDOW, windows.c.settled, windows.c.block).where(
-        (windows.c.ends_at == 0) | (windows.c.ends_at > now)
-    )
+    return _states(connection, (windows.c.ends_at == 0) | (windows.c.ends_at > now))
+
+
+def look(connection: Connection, wanted: Sequence[tuple[Window, int]]) -> list[WindowState]:
+    """Those of *wanted*, each with its beginning, that are there."""
+    places = [
+        (window.subject, _MEASURES[window.measure], _PERIODS[window.period], starts_at)
+        for window, starts_at in wanted
+    ]
+    return _states(connection, tuple_(*_WINDOW).in_(places))
+
+
+def _states(connection: Connection, which: ColumnElement[bool]) -> list[WindowState]:
+    query = select(*_WINDOW, windows.c.settled, windows.c.block).where(which)
     return [
         WindowState(subject, _AS_MEASURES[measure], _AS_PERIODS[period], starts_at, settled, block)
         for subject, measure, period, starts_at, settled, block in connection.execute(query)
