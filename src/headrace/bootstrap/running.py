@@ -72,7 +72,7 @@ def serve(settings: Settings, *, banner: Callable[[str], None], progress: Progre
         ConfigError: an upstream's settings can't work.
     """
     configure_logging(settings.log.level, as_json=settings.log.format == "json")
-    _take_open_files(settings.server.max_connections)
+    raise_open_files_limit()
     listening = bind(settings.server.host, settings.server.port)
     catalog = Catalog.from_environment(settings.cache, os.environ)
     try:
@@ -101,6 +101,7 @@ async def _serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, signalled)
     async with running(settings, listening, catalog, backend) as service:
+        _look_at_open_files(settings.server.max_connections)
         banner(_welcome(settings, service))
         gc.collect()
         gc.freeze()  # what is there now stays: the collector needn't look at it again and again while requests wait
@@ -277,9 +278,8 @@ async def _models(
     return discovery
 
 
-def _take_open_files(max_connections: int) -> None:
-    """As many as there may be; the log says where these are fewer than the clients that are let in can take."""
-    raise_open_files_limit()
+def _look_at_open_files(max_connections: int) -> None:
+    """Say in the log where there may be fewer than the clients that are let in can take."""
     granted, needed = hard_limit(), needed_for(max_connections)
     if granted is not None and granted < needed:
         log.warning(
