@@ -211,17 +211,17 @@ class MemoryLedger(QuotaLedger):
         standings = []
         refused: tuple[Window, ...] = ()
         try:
-            counts = [live.get(window) or here.known(window) for window in windows]
+            for window in windows:
+                count = live.get(window) or here.known(window)
+                if count is None:
+                    standings.append(Standing(window, 0, here.resets_at(window.period)))
+                else:
+                    standings.append(Standing(window, used := count.used, count.resets_at))
+                    if used >= window.limit:
+                        refused += (window,)
         except Asleep:
             self._wake(windows, told, lambda: self.peek(windows, told))
             return
-        for window, count in zip(windows, counts):  # noqa: B905 - one for each, and strict costs here
-            if count is None:
-                standings.append(Standing(window, 0, here.resets_at(window.period)))
-            else:
-                standings.append(Standing(window, used := count.used, count.resets_at))
-                if used >= window.limit:
-                    refused += (window,)
         told(Verdict(tuple(standings), refused))
 
     async def close(self) -> None:
